@@ -1,0 +1,316 @@
+"""What two or more files share: user errors, seeds, the run folder with its logs, checkpoints, accuracy and its interval."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+import pickle
+import platform
+import random
+import shlex
+import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHECKPOINT_FORMAT = "few-shot-action-recognition/1"
+LOG_COLUMNS = ("tasks", "split", "loss", "accuracy", "ci95", "learning_rate")
+
+
+class UserError(ValueError):
+    """A mistake its user can mend. The message is one sentence: what was expected, what was found, what to do.
+
+    Only the command line programs catch it: they print the message and exit with code 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a `name` that is in no table, with the table's names and the nearest one."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return UserError(f"unknown {kind} '{name}': expected one of {', '.join(known)}{hint}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def accuracy_interval(accuracies: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean of per-episode accuracies and the half-width of its 95 % interval, 1.96 * sd / sqrt(n), in their unit.
+
+    One episode alone says nothing about the spread: its interval is reported as infinite.
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if len(values) < 2:
+        return float(values.mean()), float("inf")
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def is_time(tasks_done: int, every: int) -> bool:
+    """Whether something that happens after every `every` finished tasks is due now; 0 means never."""
+    return every > 0 and tasks_done > 0 and tasks_done % every == 0
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds what draws from global random states: initial weights and dropout. Episodes have generators of their own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of the generators behind dropout, as tensors, for a checkpoint."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states.get("cuda", [])) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Helpers that classes written for the TRX-style libraries import from here
+
+
+def cos_sim(x: Tensor, y: Tensor, epsilon: float = 0.01) -> Tensor:
+    """Cosine similarity of every row of x (..., N, D) to every row of y (..., M, D): (..., N, M).
+
+    `epsilon` is added to the product of the norms, as the TRX-style libraries do.
+    """
+    norms = x.norm(dim=-1, keepdim=True) * y.norm(dim=-1).unsqueeze(-2)
+    return x @ y.transpose(-1, -2) / (norms + epsilon)
+
+
+def extract_class_indices(labels: Tensor, which_class: Tensor | int) -> Tensor:
+    """Positions in labels (N,) that hold `which_class`: (number of them,)."""
+    return torch.nonzero(labels == which_class).flatten()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that are whole or not there
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file object whose content appears under `path` at once when the block ends, or not at all.
+
+    Raises UserError when the disk refuses; what was at `path` before is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = " (the earlier file is kept)" if path.exists() else ""
+        raise UserError(
+            f"could not write {path}: {error.strerror or error}{kept}; free some space or choose another folder, "
+            "then go on with -r"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"could not read {path} as JSON ({error}); restore it or start a new run folder") from error
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a dict of tensors and plain Python values that loads with `weights_only=True`."""
+    # Serialising into memory first lets the disk's own error reach `atomic_write`; torch's zip writer would hide it.
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_tensors(path: Path) -> Any:
+    """Reads a file written by torch.save on to the CPU, executing no code in it.
+
+    Raises UserError when it is missing, truncated, or holds anything but tensors and plain Python values.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: expected a file written by this library or by torch.save")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} was refused: it is damaged or holds more than tensors and plain values, and loading such a file can "
+            "run code; save a plain state_dict and give that"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is truncated or no PyTorch file ({error}); copy it again or give another") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this library; see `load_tensors` for what is refused."""
+    checkpoint = load_tensors(path)
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if found != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} is not a checkpoint of this library: expected format '{CHECKPOINT_FORMAT}', found "
+            f"{found or 'none'}; weights of another library are given with --pretrained_backbone"
+        )
+    return checkpoint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run folder
+
+
+class RunFolder:
+    """A folder with everything about one run: args.json, command.txt, log.txt, log.csv, tensorboard/, checkpoints.
+
+    A new folder must not exist yet or be empty; `resume=True` wants one that a run has left, at whatever moment.
+    With `writes=False` nothing is created or written: the other processes of a distributed run hold such a folder.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+        has_run = (self.path / "args.json").exists()
+        if resume and not has_run:
+            raise UserError(f"nothing to go on with: {self.path} holds no args.json; leave out -r to start a new run")
+        if not resume and has_run:
+            raise UserError(f"{self.path} already holds a run; add -r to go on with it, or give another -c")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; give a new or empty folder with -c")
+        if not resume and self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; expected a folder to write the run to, give another -c")
+        if writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"could not make the run folder {self.path}: {error.strerror}; give another -c") from error
+        self._board: Any = None
+
+    def start(self, settings: dict[str, Any], argv: Sequence[str]) -> None:
+        """Records what was asked for. args.json comes last: its presence says that the folder holds a run."""
+        if not self.writes:
+            return
+        command = f"{shlex.join([Path(sys.executable).name, *argv])}\n"
+        with open(self.path / "command.txt", "a", encoding="utf-8") as file:
+            file.write(command)
+        if not (self.path / "log.csv").exists():
+            self.rewind_rows(0)
+        write_json(self.path / "args.json", settings)
+
+    def log(self, line: str) -> None:
+        """Prints a line and keeps it in log.txt with the time."""
+        if not self.writes:
+            return
+        from tqdm import tqdm  # late, so that programs without bars do not pay for it
+
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+    def row(self, **values: Any) -> None:
+        """Appends a row to log.csv. No times are in it, so that a resumed run leaves the same bytes as an unbroken one."""
+        if not self.writes:
+            return
+        unknown = set(values) - set(LOG_COLUMNS)
+        assert not unknown, f"log.csv has no column {unknown}"
+        with open(self.path / "log.csv", "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([values.get(column, "") for column in LOG_COLUMNS])
+
+    def rows_size(self) -> int:
+        """Bytes in log.csv now; a checkpoint keeps it so that rows written after it can be taken back."""
+        return (self.path / "log.csv").stat().st_size if self.writes else 0
+
+    def rewind_rows(self, size: int) -> None:
+        """Cuts log.csv back to `size` bytes; 0 leaves just the header."""
+        if not self.writes:
+            return
+        header = (",".join(LOG_COLUMNS) + "\r\n").encode()
+        path = self.path / "log.csv"
+        rows = path.read_bytes() if path.exists() else b""
+        with atomic_write(path) as file:
+            file.write(rows[:size] if size else header)
+
+    def scalars(self, tasks_done: int, **values: float) -> None:
+        """Adds to TensorBoard's curves, over the number of finished tasks. Names have '__' for '/'."""
+        for name, value in values.items():
+            if self.writes:
+                self.board.add_scalar(name.replace("__", "/"), value, tasks_done)
+
+    def open_board(self, tasks_done: int = 0) -> None:
+        """Starts TensorBoard's log; a resumed run hides the points after `tasks_done` that an earlier part has left."""
+        from torch.utils.tensorboard import SummaryWriter  # late: importing it takes a second
+
+        if self.writes:
+            purge = {"purge_step": tasks_done + 1} if tasks_done else {}
+            self._board = SummaryWriter(str(self.path / "tensorboard"), **purge)
+
+    @property
+    def board(self) -> Any:
+        if self._board is None:
+            self.open_board()
+        return self._board
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def retire(self, name: str) -> None:
+        """Renames an existing file to NAME_1, NAME_2, ... before a new one takes its name: nothing is replaced in silence."""
+        path = self.path / name
+        if not (self.writes and path.exists()):
+            return
+        number = 1
+        while (old := path.with_name(f"{path.stem}_{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(old)
+        self.log(f"kept the earlier {name} as {old.name}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the git commit where there is one."""
+    import importlib.metadata
+    import subprocess
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "pillow", "simplejpeg"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        found["commit"] = git.stdout.strip() or "none"
+    except (OSError, subprocess.TimeoutExpired):
+        found["commit"] = "none"
+    return found
