@@ -1,0 +1,93 @@
+"""Every backbone by name. `build_backbone` makes one and loads its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backbones import resnet2d
+from backbones.backbone import Backbone, FrameBackbone
+from backbones.torchvision_import import torchvision
+from backbones.weights import load_weights, load_weights_file
+from utils import UserError, unknown_name
+
+__all__ = ["BACKBONES", "Backbone", "FrameBackbone", "build_backbone"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneEntry:
+    """How to build a backbone, and which torchvision weights are its pretrained ones (None: it has none)."""
+
+    build: Callable[..., Backbone]
+    weights: str | None = None
+
+
+# ImageNet weights are torchvision's first ones (V1): those the published few-shot figures started from.
+BACKBONES: dict[str, BackboneEntry] = {
+    "resnet18": BackboneEntry(partial(resnet2d.resnet, 18), "ResNet18_Weights.IMAGENET1K_V1"),
+    "resnet34": BackboneEntry(partial(resnet2d.resnet, 34), "ResNet34_Weights.IMAGENET1K_V1"),
+    "resnet50": BackboneEntry(partial(resnet2d.resnet, 50), "ResNet50_Weights.IMAGENET1K_V1"),
+    "mobilenet_v2": BackboneEntry(resnet2d.mobilenet_v2, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+    "conv4": BackboneEntry(resnet2d.conv4),
+}
+
+
+def import_from_file(reference: str, kind: str) -> Any:
+    """The object behind 'path/to/file.py:Name', a user's own class or function, imported from where it lies."""
+    path, _, name = reference.rpartition(":")
+    if not Path(path).is_file():
+        raise UserError(f"no file {path or reference} for {kind} '{reference}': expected path/to/file.py:Name")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        found = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
+        raise unknown_name(f"{kind} in {path}", name, found)
+    return getattr(module, name)
+
+
+def build_backbone(name: str, *, seq_len: int, pretrained: str | bool = False, **options: Any) -> Backbone:
+    """The backbone `name` for clips of `seq_len` frames.
+
+    name: a key of BACKBONES, or 'path/to/file.py:function' of one's own that takes `seq_len`.
+    pretrained: False for random weights, True for torchvision's by name (downloaded once), or the path of a file.
+    options: keywords of the backbone's builder.
+    """
+    if name in BACKBONES:
+        entry = BACKBONES[name]
+    elif ":" in name:
+        entry = BackboneEntry(import_from_file(name, "backbone"))
+    else:
+        raise unknown_name("backbone", name, BACKBONES)
+    unknown = options.keys() - inspect.signature(entry.build).parameters.keys()
+    if unknown:
+        raise UserError(f"backbone {name} has no option {', '.join(sorted(unknown))}; see its builder's docstring")
+    backbone = entry.build(seq_len=seq_len, **options)
+    net = getattr(backbone, "net", backbone)
+    if pretrained is True:
+        if entry.weights is None:
+            raise UserError(f"backbone {name} has no pretrained weights: add --no_pretrained or give a file with -pt")
+        load_weights(net, download_weights(entry.weights), entry.weights)
+    elif pretrained:
+        print(load_weights_file(net, pretrained), file=sys.stderr)
+    return backbone
+
+
+def download_weights(name: str) -> dict[str, Any]:
+    """The state dict of torchvision's weights `name`, from its cache or from the network."""
+    try:
+        return torchvision.models.get_weight(name).get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"could not download {name} ({error}); give a local file with --pretrained_backbone, or start from random "
+            "weights with --no_pretrained"
+        ) from error
