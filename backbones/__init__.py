@@ -6,12 +6,12 @@ import dataclasses
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import resnet2d
+from backbones import resnet2d, tam, tsm
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
@@ -29,12 +29,25 @@ class BackboneEntry:
 
 
 # ImageNet weights are torchvision's first ones (V1): those the published few-shot figures started from.
+RESNET = "ResNet{}_Weights.IMAGENET1K_V1"
+INCEPTION = "GoogLeNet_Weights.IMAGENET1K_V1"
+MOBILENET = "MobileNet_V2_Weights.IMAGENET1K_V1"
+
+
+def depths(name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str) -> dict[str, BackboneEntry]:
+    """An entry per depth; '{}' stands for it in the name and in the name of the weights."""
+    return {name.format(depth): BackboneEntry(partial(build, depth), weights.format(depth)) for depth in depths}
+
+
 BACKBONES: dict[str, BackboneEntry] = {
-    "resnet18": BackboneEntry(partial(resnet2d.resnet, 18), "ResNet18_Weights.IMAGENET1K_V1"),
-    "resnet34": BackboneEntry(partial(resnet2d.resnet, 34), "ResNet34_Weights.IMAGENET1K_V1"),
-    "resnet50": BackboneEntry(partial(resnet2d.resnet, 50), "ResNet50_Weights.IMAGENET1K_V1"),
-    "mobilenet_v2": BackboneEntry(resnet2d.mobilenet_v2, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+    **depths("resnet{}", resnet2d.resnet, (18, 34, 50, 101, 152), RESNET),
+    "inception_v1": BackboneEntry(resnet2d.inception_v1, INCEPTION),
+    "mobilenet_v2": BackboneEntry(resnet2d.mobilenet_v2, MOBILENET),
     "conv4": BackboneEntry(resnet2d.conv4),
+    **depths("tsm_resnet{}", tsm.resnet, (18, 34, 50, 101, 152), RESNET),
+    "tsm_mobilenet_v2": BackboneEntry(tsm.mobilenet_v2, MOBILENET),
+    **depths("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
+    "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
 }
 
 

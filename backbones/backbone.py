@@ -1,29 +1,36 @@
-"""The contract of every backbone.
+"""The contract of every backbone, and what networks are made of that meet it.
 
-Letters: N clips, T frames, S feature steps, D width, H W pixels, h w cells of a feature map.
+Letters: N clips, T frames, S feature steps, D width, C channels, H W pixels, h w cells of a feature map.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import count
 
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from transforms import InputSpec
+from utils import UserError, unknown_name
 
 
 class Backbone(nn.Module):
     """Turns clips into features: frames (N, T, 3, H, W) float -> (N, S, D).
 
-    A subclass writes `feature_maps` (or `forward`, where the network has no maps) and `num_steps`, where S differs from T.
-    It knows nothing of flags, devices or logs.
+    A subclass writes `feature_maps` (or `features`, where the network has no maps) and `num_steps`, where S differs
+    from T. It knows nothing of flags, devices or logs.
 
-    Attributes: `feature_dim` is D. `input_spec` says what the frames must be like. `seq_len` is T of the clips that come
-    flattened, as the TRX-style libraries pass them: frames (N*T, 3, H, W) -> (N*S, D, 1, 1).
+    Attributes: `feature_dim` is D. `input_spec` says what the frames must be like. `seq_len` is T of the clips that
+    come flattened, as the TRX-style libraries pass them: frames (N*T, 3, H, W) -> (N*S, D, 1, 1). `frames_per_step` is
+    how many neighbouring frames the network wants of every segment of a video: 1, unless it looks at short motion
+    (LSNet, TDN).
     """
 
     feature_dim: int
     input_spec: InputSpec
     seq_len: int
+    frames_per_step: int = 1
 
     def __init__(self, *, feature_dim: int, input_spec: InputSpec, seq_len: int) -> None:
         super().__init__()
@@ -32,7 +39,7 @@ class Backbone(nn.Module):
         self.seq_len = seq_len
 
     def num_steps(self, seq_len: int) -> int:
-        """S for clips of `seq_len` frames."""
+        """S for clips of `seq_len` frames. Raises UserError for lengths that the network cannot take."""
         return seq_len
 
     def feature_maps(self, clips: Tensor) -> Tensor:
@@ -50,13 +57,129 @@ class Backbone(nn.Module):
         return rearrange(features, "n s d -> (n s) d 1 1")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# 2D networks over frames, with modules between their layers that look across time
+
+
+class OverFrames(nn.Module):
+    """A module that is told where clips begin: maps (N*T, C, h, w) of all frames and N -> maps (N*S, C', h, w).
+
+    N is passed on, not T, because T may shrink on the way and is then still known from the maps.
+    """
+
+
+class Added(nn.Module):
+    """A part that the image network under a backbone does not have: that network's weights may leave it as it is."""
+
+
+class Temporal(OverFrames, Added):
+    """What is put into the slots of a 2D network: shift, aggregation, pooling, attention over the frames of a clip."""
+
+    def num_steps(self, seq_len: int) -> int:
+        """How many frames it gives for `seq_len` of them."""
+        return seq_len
+
+
+class Keep(OverFrames):
+    """An empty slot."""
+
+    def forward(self, maps: Tensor, clips: int) -> Tensor:
+        return maps
+
+
+def over_frames(module: nn.Module, maps: Tensor, clips: int) -> Tensor:
+    """Applies a per-frame module, or one that also wants the number of clips."""
+    return module(maps, clips) if isinstance(module, OverFrames) else module(maps)
+
+
+class FrameNet(OverFrames, nn.ModuleDict):
+    """Named layers in a row, any of which may look across frames. State-dict keys are those of nn.Sequential."""
+
+    def forward(self, maps: Tensor, clips: int) -> Tensor:
+        for layer in self.values():
+            maps = over_frames(layer, maps, clips)
+        return maps
+
+    def insert_after(self, place: str, name: str, module: nn.Module) -> None:
+        layers = list(self.items())
+        layers.insert(list(self).index(place) + 1, (name, module))
+        self.clear()
+        self.update(dict(layers))
+
+
 class FrameBackbone(Backbone):
-    """A 2D network applied to every frame by itself (S = T): frames (N, 3, H, W) -> maps (N, D, h, w)."""
+    """A 2D network over the frames of all clips: (N*T, 3, H, W) -> (N*S, D, h, w), where S = T unless it pools time."""
 
     def __init__(self, net: nn.Module, *, feature_dim: int, input_spec: InputSpec, seq_len: int) -> None:
         super().__init__(feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
         self.net = net
 
+    def num_steps(self, seq_len: int) -> int:
+        for module in self.net.modules():
+            if isinstance(module, Temporal):
+                seq_len = module.num_steps(seq_len)
+        return seq_len
+
     def feature_maps(self, clips: Tensor) -> Tensor:
-        maps = self.net(rearrange(clips, "n t c h w -> (n t) c h w"))
-        return rearrange(maps, "(n t) d h w -> n d t h w", t=clips.shape[1])
+        maps = over_frames(self.net, rearrange(clips, "n t c h w -> (n t) c h w"), len(clips))
+        return rearrange(maps, "(n s) d h w -> n d s h w", n=len(clips))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3D networks over clips
+
+
+class ClipBackbone(Backbone):
+    """A 3D network over whole clips: (N, 3, T, H, W) -> maps (N, D, S, h, w).
+
+    time_path: (kernel, stride, padding) along time of every layer that changes the number of frames, first to last.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        feature_dim: int,
+        input_spec: InputSpec,
+        seq_len: int,
+        time_path: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        super().__init__(feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
+        self.net = net
+        self.time_path = time_path
+        self.num_steps(seq_len)  # a clip that is too short is refused here, before any work
+
+    def num_steps(self, seq_len: int) -> int:
+        steps = self._steps(seq_len)
+        if steps < 1:
+            shortest = next(frames for frames in count(1) if self._steps(frames) >= 1)
+            raise UserError(f"clips of {seq_len} frames are too short: give --seq_len {shortest} or more")
+        return steps
+
+    def _steps(self, frames: int) -> int:
+        for kernel, stride, padding in self.time_path:
+            frames = max(0, (frames + 2 * padding - kernel) // stride + 1)
+        return frames
+
+    def feature_maps(self, clips: Tensor) -> Tensor:
+        return self.net(rearrange(clips, "n t c h w -> n c t h w"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What builders share
+
+
+def one_of(kind: str, value: str, allowed: Iterable[str]) -> str:
+    """`value`, when it is allowed. Raises UserError with the allowed ones otherwise."""
+    if value not in allowed:
+        raise unknown_name(kind, value, allowed)
+    return value
+
+
+def initialise_convs(net: nn.Module) -> None:
+    """Gives every convolution Kaiming normal weights by fan-out and zero biases (He et al., ICCV 2015)."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -2,8 +2,8 @@
 
 The Linux wheel of torchvision on PyPI is built for CUDA. Beside a CPU-only torch its compiled part cannot load, and
 `import torchvision` stops with "operator torchvision::nms does not exist", because Python code of torchvision attaches
-itself to two operators of that part. Their schemas alone are enough for models and transforms, so they are declared here,
-and only when they are missing; the operators themselves stay unavailable.
+itself to two operators of that part. Their schemas alone are enough for models and transforms, so they are declared
+here, and only when they are missing; the operators themselves stay unavailable.
 """
 
 import torch

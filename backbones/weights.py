@@ -51,8 +51,8 @@ def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
 def load_weights(net: nn.Module, state: dict[str, Tensor], source: str) -> LoadReport:
     """Copies `state` into `net` by name; classifier tensors of the file may be left over.
 
-    Raises UserError when a tensor has another shape, or when the file lacks any weight of the network: a backbone that is
-    half pretrained is never what was wanted.
+    Raises UserError when a tensor has another shape, or when the file lacks any weight of the network: a backbone that
+    is half pretrained is never what was wanted.
     """
     own = net.state_dict()
     for name in own.keys() & state.keys():
