@@ -6,16 +6,23 @@ Letters: T frames asked for, H height, W width.
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import av
+import lmdb
 import numpy as np
 import simplejpeg
+from av.container import InputContainer
+from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
 
 
 class BadVideo(ValueError):
@@ -114,3 +121,251 @@ class FrameFolder:
         except OSError as error:
             raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
         return decode_image(data, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video files
+
+
+def best_video_stream(container: InputContainer) -> VideoStream:
+    """The stream that ffmpeg itself would take: usually the one with most pixels, never a cover picture."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise BadVideo("it has no video stream")
+    return stream
+
+
+def claimed_frames(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames the file's header promises to show, 0 where it does not say. Reads no frame."""
+    # An edit list hides samples of an mp4 or mov: its index knows which, its count does not.
+    if "mp4" in container.format.name:
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames
+
+
+class VideoFile:
+    """A video file, decoded as needed: frames in the order in which they are shown, turned as the file's metadata says.
+
+    Frame i is the i-th that decoding the whole stream gives, whatever its time stamp: image i + 1 of an extraction by
+    ffmpeg, pixel for pixel where that keeps the size and writes PNG (8-bit videos).
+
+    data: the content of the file where it does not lie at `path`, which then only names it in errors.
+    """
+
+    def __init__(self, path: str | Path, data: bytes | memoryview | None = None) -> None:
+        self.path = os.fspath(path)
+        self._data = data
+        self._num_frames: int | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """From the index of an mp4 or mov that agrees with its header, else by counting packets; decodes nothing."""
+        if self._num_frames is None:
+            with self._open() as (container, stream):
+                if "mp4" in container.format.name and stream.frames == len(stream.index_entries) > 0:
+                    self._check_not_truncated(container, stream)
+                    self._num_frames = claimed_frames(container, stream)
+                else:
+                    self._num_frames = sum(1 for _ in _shown_packets(container, stream))
+        return self._num_frames
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        wanted, positions = np.unique(np.asarray(indices), return_inverse=True)
+        with self._open() as (container, stream):
+            frames = self._by_time_stamp(container, stream, wanted)
+        if frames is None:
+            with self._open() as (container, stream):
+                frames = self._by_counting(container, stream, wanted)
+        if any(frame.shape != frames[0].shape for frame in frames):
+            raise BadVideo(f"{self.path} changes its frame size on the way; leave it out with --on_bad_video skip")
+        return np.stack([frames[position] for position in positions])
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        try:
+            # With the protocol spelled out, a ':' in a file's name is just a letter.
+            file = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
+            with av.open(file) as container:
+                stream = best_video_stream(container)
+                stream.codec_context.thread_count = 1  # data loader workers are the threads
+                yield container, stream
+        except av.FFmpegError as error:
+            raise BadVideo(f"{self.path} can't be decoded: {error.strerror}; {_VIDEO_ADVICE}") from error
+        except BadVideo as error:
+            if str(error).startswith(self.path):
+                raise
+            raise BadVideo(f"{self.path}: {error}; {_VIDEO_ADVICE}") from error
+
+    def _check_not_truncated(self, container: InputContainer, stream: VideoStream) -> None:
+        end = max(entry.pos + entry.size for entry in stream.index_entries)
+        if end > container.size:
+            raise BadVideo(f"the file is cut short, at {container.size:,} of {end:,} bytes")
+
+    def _by_time_stamp(
+        self, container: InputContainer, stream: VideoStream, wanted: np.ndarray
+    ) -> list[np.ndarray] | None:
+        """Decodes from the key frame before each wanted frame. None where time stamps don't number the frames."""
+        # Others, AVI above all, store the order of decoding or no stamps at all.
+        if not {"mp4", "matroska"} & set(container.format.name.split(",")):
+            return None
+        packets = [(packet.pts, packet.is_keyframe) for packet in _shown_packets(container, stream)]
+        stamps = [stamp for stamp, _ in packets if stamp is not None]
+        keys = np.sort([stamp for stamp, is_key in packets if is_key and stamp is not None])
+        if len(set(stamps)) < len(packets) or not len(keys) or len(packets) <= wanted[-1]:
+            return None
+        frames: list[np.ndarray] = []
+        decoded: Iterator[av.VideoFrame] = iter(())
+        reached = None
+        for stamp in np.sort(stamps)[wanted]:
+            key = keys[max(0, np.searchsorted(keys, stamp, side="right") - 1)]
+            if reached is None or key > reached:
+                container.seek(int(key), stream=stream)
+                decoded = container.decode(stream)
+            frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= stamp), None)
+            if frame is None or frame.pts != stamp:
+                return None
+            frames.append(_upright_rgb(frame))
+            reached = stamp
+        return frames
+
+    def _by_counting(self, container: InputContainer, stream: VideoStream, wanted: np.ndarray) -> list[np.ndarray]:
+        """Decodes from the first frame to the last wanted one."""
+        frames: list[np.ndarray] = []
+        number = -1
+        for number, frame in enumerate(container.decode(stream)):
+            if number == wanted[len(frames)]:
+                frames.append(_upright_rgb(frame))
+            if len(frames) == len(wanted):
+                return frames
+        raise BadVideo(f"frame {wanted[len(frames)] + 1} was expected, decoding gives {number + 1}")
+
+
+_VIDEO_ADVICE = "get or encode the file again, or leave it out with --on_bad_video skip"
+
+
+def _shown_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """Every packet that becomes a frame; empty ones repeat the last frame or end the stream."""
+    return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+
+
+def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+def list_video_files(root: str | Path) -> dict[str, dict[str, str]]:
+    """{class: {video: path}} of `<root>/<class>/<video>.<suffix>`, both in alphabetical order. Opens no file.
+
+    Raises BadVideo where two files of a class differ only in their suffix.
+    """
+    listing: dict[str, dict[str, str]] = {}
+    with os.scandir(root) as labels:
+        folders = sorted((entry.name, entry.path) for entry in labels if entry.is_dir() and entry.name[0] != ".")
+    for label, folder in folders:
+        names = [os.path.splitext(name) for name in os.listdir(folder) if name[0] != "."]
+        videos = sorted((stem, suffix) for stem, suffix in names if suffix.lower() in VIDEO_SUFFIXES)
+        listing[label] = {stem: f"{folder}/{stem}{suffix}" for stem, suffix in videos}
+        if len(listing[label]) < len(videos):
+            twice = next(stem for (stem, _), (other, _) in zip(videos, videos[1:], strict=False) if stem == other)
+            raise BadVideo(f"{folder} holds two videos called {twice}; keep one of them")
+    return listing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One LMDB file per split
+
+LMDB_INDEX = b"//index"  # no '<class>/<video>' begins so
+LMDB_KEY_BYTES = 511  # longest key that LMDB takes
+
+
+def lmdb_key(label: str, video: str) -> bytes:
+    return f"{label}/{video}".encode()
+
+
+def join_images(images: Sequence[bytes]) -> bytes:
+    """One LMDB value of a video's images: their number, their sizes, their bytes."""
+    head = np.array([len(images), *map(len, images)], dtype="<u4")
+    return b"".join([head.tobytes(), *images])
+
+
+def image_bounds(value: memoryview) -> np.ndarray:
+    """Of a value by `join_images`: image i lies from byte bounds[i] to bounds[i + 1]."""
+    count = int(np.frombuffer(value, "<u4", 1)[0])
+    sizes = np.frombuffer(value, "<u4", count, offset=4)
+    return 4 * (1 + count) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+class LmdbStore:
+    """The videos of a split in one file, as data_prep/pack_lmdb.py writes it: images joined per video, or video files.
+
+    Opened anew in every process at its first read, so that it may be handed to data loader workers however they start.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = os.path.realpath(path)
+        self._index: dict[str, Any] | None = None
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """{"kind": "images" or "video", "videos": {class: {video: number of frames}}}, in alphabetical order."""
+        if self._index is None:
+            with self._environment().begin() as transaction:
+                content = transaction.get(LMDB_INDEX)
+            if content is None:
+                raise BadVideo(f"{self.path} was never finished: run data_prep/pack_lmdb.py again, it goes on")
+            self._index = json.loads(content)
+        return self._index
+
+    def video(self, label: str, name: str) -> PackedVideo:
+        return PackedVideo(self, label, name)
+
+    @contextmanager
+    def value(self, label: str, name: str) -> Iterator[memoryview]:
+        """What is stored for a video, without a copy: it must not be used after the block."""
+        with self._environment().begin(buffers=True) as transaction:
+            value = transaction.get(lmdb_key(label, name))
+            if value is None:
+                raise BadVideo(f"{self.path} holds no video {label}/{name}; has it changed since it was indexed?")
+            yield value
+
+    def _environment(self) -> lmdb.Environment:
+        # One handle per process and file: LMDB allows no second one, and a forked one must not be used.
+        handle = (os.getpid(), self.path)
+        if handle not in _ENVIRONMENTS:
+            try:
+                _ENVIRONMENTS[handle] = lmdb.open(
+                    self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=4
+                )
+            except lmdb.Error as error:
+                raise BadVideo(f"{self.path} is no LMDB file that can be read ({error}); pack it again") from error
+        return _ENVIRONMENTS[handle]
+
+
+_ENVIRONMENTS: dict[tuple[int, str], lmdb.Environment] = {}
+
+
+class PackedVideo:
+    """One video of an LmdbStore."""
+
+    def __init__(self, store: LmdbStore, label: str, name: str) -> None:
+        self._store, self._label, self._name = store, label, name
+
+    @property
+    def num_frames(self) -> int:
+        return self._store.index["videos"][self._label][self._name]
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        name = f"{self._store.path}:{self._label}/{self._name}"
+        wanted, positions = np.unique(np.asarray(indices), return_inverse=True)
+        with self._store.value(self._label, self._name) as value:
+            if self._store.index["kind"] == "video":
+                return VideoFile(name, value).read(indices)
+            bounds = image_bounds(value)
+            if wanted[-1] > len(bounds) - 2:
+                raise BadVideo(f"{name} has {len(bounds) - 1} frames, but frame {wanted[-1] + 1} was expected")
+            frames = [
+                decode_image(bytes(value[bounds[index] : bounds[index + 1]]), f"{name} frame {index + 1}")
+                for index in wanted
+            ]
+        if any(frame.shape != frames[0].shape for frame in frames):
+            raise BadVideo(f"{name} has frames of different sizes; extract and pack it again")
+        return np.stack([frames[position] for position in positions])

@@ -1,0 +1,757 @@
+"""From downloaded videos to folders of frames: what every extract_*.py shares.
+
+A data set's script says which videos its split asks for (`Video`); `main` here does the rest. ffmpeg turns each video
+into images in a folder of its own, which is renamed into place when it is whole; so whatever stops a run, what lies in
+place is finished, and the same command goes on with the rest.
+
+    <dst>/{train,val,test}/<class>/<video>/00001.jpg ...    blanks in class names become '_'
+    <dst>/manifest.jsonl                                    settings, then a line per video: its frames, or why none
+    <dst>/missing.txt  failed.txt  damaged.txt              written when there is something to name
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+from tqdm import tqdm
+
+# Python puts the folder of a script on its path, not the project's.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from frame_sources import VIDEO_SUFFIXES, BadVideo, best_video_stream, claimed_frames, decode_image, frame_files
+from utils import UserError, atomic_write, read_json
+
+SPLITS = ("train", "val", "test")
+UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
+
+# Cuts and lost packets cost an honest video a few frames of those its header claims; a truncated one loses more.
+MIN_SHARE_OF_CLAIMED_FRAMES = 0.9
+SAMPLE = 8  # videos after which disk space and time are foretold
+NEVER_FITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Classes = dict[str, dict[str, int | None]]  # split -> class -> number of videos it should have, where that is known
+Rows = dict[str, list[tuple[str, str]]]  # split -> (class, video) as a list file names them
+Wanted = Callable[[argparse.Namespace], "list[Video]"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which videos
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that a split asks for. source: a file or a folder of frames, None when there is none.
+
+    Where a split only says how many videos a class has, one entry stands for the `count` videos that were not found.
+    """
+
+    split: str
+    label: str
+    name: str
+    source: Path | None
+    count: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Where its frames go, relative to the data set."""
+        return f"{self.split}/{folder_name(self.label)}/{self.name}"
+
+
+def folder_name(label: str) -> str:
+    """Blanks in class names would break the list formats that separate columns with them."""
+    return label.replace(" ", "_")
+
+
+def same(label: str) -> str:
+    """A form in which the spellings of one class are equal: letter case, blanks, brackets around placeholders."""
+    return re.sub(r"[\[\]]", "", folder_name(label)).casefold()
+
+
+def read_classes(source: str | Path) -> Classes:
+    """The classes of a split: a name under splits/, or a JSON file {"train": [class, ...] or {class: videos}, ...}."""
+    shipped = Path(__file__).resolve().parents[1] / "splits" / str(source) / "classes.json"
+    content = read_json(shipped if shipped.is_file() else Path(source))
+    if not isinstance(content, dict) or not content or not set(content) <= set(SPLITS):
+        raise UserError(f'{source} is no split: expected {{"train": [class, ...], "val": [...], "test": [...]}}')
+    classes = {
+        split: dict(labels) if isinstance(labels, dict) else dict.fromkeys(labels) for split, labels in content.items()
+    }
+    seen: dict[str, str] = {}
+    for split, labels in classes.items():
+        for label in labels:
+            if same(label) in seen:
+                raise UserError(f"{source} lists class '{label}' in {seen[same(label)]} and {split}; keep one of them")
+            seen[same(label)] = split
+    return classes
+
+
+def find_videos(src: Path) -> Iterator[Path]:
+    """Video files and folders of images below `src`, sorted, without the hidden ones that archives of macOS carry."""
+    for folder, folders, files in os.walk(src, followlinks=True):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if any(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in files):
+            yield Path(folder)
+        yield from (
+            Path(folder, name) for name in sorted(files) if name.lower().endswith(VIDEO_SUFFIXES) and name[0] != "."
+        )
+
+
+def stem(name: str) -> str:
+    """A file name without its video suffix; other dots belong to the name."""
+    base, dot, suffix = name.rpartition(".")
+    return base if f"{dot}{suffix}".lower() in VIDEO_SUFFIXES else name
+
+
+def by_class(classes: Classes, found: Iterable[tuple[str, Path]]) -> list[Video]:
+    """A split that is made of all videos of its classes. found: (class, video) in any spelling of the class."""
+    of_class: dict[str, dict[str, Path]] = {}
+    for label, path in found:
+        videos = of_class.setdefault(same(label), {})
+        other = videos.setdefault(stem(path.name), path)
+        if other != path:
+            raise UserError(f"{other} and {path} are one video by name; remove or rename one of them")
+    wanted = []
+    for split, labels in classes.items():
+        for label, expected in labels.items():
+            videos = of_class.get(same(label), {})
+            wanted += [Video(split, label, name, path) for name, path in videos.items()]
+            lacking = (expected or 1) - len(videos)
+            if lacking > 0:
+                wanted.append(Video(split, label, f"({lacking} of {expected or 'its'} videos)", None, lacking))
+            if expected and lacking < 0:
+                print(f"note: class '{label}' has {len(videos)} videos, the public split {expected}; all are taken")
+    return wanted
+
+
+def by_list(rows: Rows, classes: Classes | None, find: Callable[[str, str], Path | None]) -> list[Video]:
+    """A split that lists its videos one by one. find(class, video): where it lies, or None.
+
+    `classes` checks the lists: a class not in it is a UserError, videos that it counts and the lists lack are missing.
+    Without it the lists say which classes there are.
+    """
+    wanted = []
+    for split, pairs in rows.items():
+        labels = {same(label): label for label in classes.get(split, {})} if classes else {}
+        listed: dict[str, list[str]] = {}
+        for written, name in dict.fromkeys(pairs):
+            label = _spelled_out(written, split, classes) if classes else written
+            label = labels.get(same(label), label)
+            if labels and label not in labels.values():
+                nearest = difflib.get_close_matches(label, labels.values(), n=1)
+                hint = f", whose nearest is '{nearest[0]}'" if nearest else ""
+                raise UserError(
+                    f"the {split} list names class '{label}': expected the {split} classes of this split{hint}; "
+                    "give the lists that belong to it"
+                )
+            listed.setdefault(label, []).append(name)
+            wanted.append(Video(split, label, name, find(label, name)))
+        for label, expected in (classes or {}).get(split, {}).items():
+            lacking = (expected or 0) - len(listed.get(label, []))
+            if lacking > 0:
+                wanted.append(Video(split, label, f"({lacking} of {expected} videos are not listed)", None, lacking))
+    return wanted
+
+
+def _spelled_out(label: str, split: str, classes: Classes) -> str:
+    """Some public lists write 'train12' for the class at position 12 of the train part."""
+    index = re.fullmatch(rf"{split}(\d+)", label)
+    names = list(classes.get(split, {}))
+    return names[int(index[1])] if index and int(index[1]) < len(names) else label
+
+
+def list_files(paths: Sequence[Path], suffixes: tuple[str, ...] = (".txt", ".list", ".csv")) -> dict[str, Path]:
+    """{split: list file} of files, or a folder with files, whose names say train, val or test."""
+    candidates = [
+        file
+        for path in paths
+        for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        if not path.is_dir() or file.suffix in suffixes
+    ]
+    files: dict[str, Path] = {}
+    for file in candidates:
+        splits = [split for split in SPLITS if split in file.name.lower()]
+        if len(splits) != 1:
+            raise UserError(f"can't tell whether {file} is train, val or test: expected one of them in its name")
+        if files.setdefault(splits[0], file) != file:
+            raise UserError(f"{files[splits[0]]} and {file} are both {splits[0]} lists; give one file for each part")
+    if not files:
+        raise UserError(f"no list file among {', '.join(map(str, paths))}: expected names with train, val or test")
+    return files
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"could not read {path} ({error}); give a text file in UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_rows(paths: Sequence[Path]) -> Rows:
+    """Lists with lines `.../class/video[.suffix] [label]`; blanks in class names and a leading '#' mean themselves."""
+    rows: Rows = {}
+    for split, path in list_files(paths).items():
+        rows[split] = []
+        for line in read_lines(path):
+            *folders, last = line.split("/")
+            if not any(folders):
+                raise UserError(f"{path} has the line '{line[:80]}': expected class/video")
+            label = [folder for folder in folders if folder][-1]
+            rows[split].append((label, stem(last.split()[0])))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One video
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How frames are made. size: 'WxH', 'original' or 'short:N'; fps: 0 keeps every frame; quality: 2 (best) to 31."""
+
+    size: str
+    fps: float
+    image: str
+    quality: int
+
+    @property
+    def filters(self) -> list[str]:
+        rate = [f"fps={self.fps:g}"] if self.fps else []
+        if self.size == "original":
+            return rate
+        if self.size.startswith("short:"):
+            side = self.size.removeprefix("short:")
+            # -2 keeps the aspect with an even number of pixels. Frames are turned upright by now: iw, ih are as seen.
+            return [*rate, f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"]
+        return [*rate, f"scale={self.size.replace('x', ':')}"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video says of itself. claimed: frames, 0 where it does not say; stream: the one to decode."""
+
+    width: int
+    height: int
+    fps: float
+    claimed: int
+    stream: int = 0
+
+
+def probe(source: Path) -> Probe:
+    """Reads headers only. Raises BadVideo with the cause."""
+    if source.is_dir():
+        names = frame_files(source)
+        if not names:
+            raise BadVideo("the folder holds no .jpg or .png file")
+        image = decode_image((source / names[0]).read_bytes(), names[0])
+        return Probe(image.shape[1], image.shape[0], 0.0, len(names))
+    if not source.stat().st_size:
+        raise BadVideo("the file is empty")
+    try:
+        # With its protocol spelled out, a ':' in a name is just a letter.
+        with av.open(f"file:{source}") as container:
+            stream = best_video_stream(container)
+            rate = float(stream.average_rate or 0)
+            claimed = claimed_frames(container, stream)
+            return Probe(stream.width, stream.height, round(rate, 3), claimed, stream.index)
+    except av.FFmpegError as error:
+        raise BadVideo(error.strerror or str(error)) from error
+
+
+def _input(source: Path, stream: int) -> list[str]:
+    if not source.is_dir():
+        return ["-i", f"file:{source}", "-map", f"0:{stream}"]
+    first = frame_files(source)[0]
+    match = re.fullmatch(r"(.*?)(\d+)(\.\w+)", first)
+    if match is None:
+        raise BadVideo(f"the name of its frame {first} has no number; expected 00001.jpg, 00002.jpg, ...")
+    prefix, number, suffix = match.groups()
+    # A number that starts with 0 has a fixed width, any other grows: 9, 10.
+    digits = f"%0{len(number)}d" if number[0] == "0" else "%d"
+    pattern = f"{source}/{prefix}".replace("%", "%%") + digits + suffix
+    return ["-f", "image2", "-start_number", number, "-i", f"file:{pattern}"]
+
+
+class DiskFull(UserError):
+    """Nothing more can be written; what is finished stays."""
+
+    def __init__(self, dst: Path) -> None:
+        super().__init__(
+            f"the disk of {dst} is full or its limit is reached: free some space, then run the same command again; "
+            "finished videos are kept"
+        )
+
+
+class Extractor:
+    """Calls ffmpeg. dst: the data set; work: the folder in it for unfinished videos."""
+
+    def __init__(self, settings: Settings, dst: Path, work: Path) -> None:
+        program = shutil.which("ffmpeg")
+        if program is None:
+            raise UserError(
+                "the program ffmpeg was not found: install it with 'apt install ffmpeg', 'brew install ffmpeg' or "
+                "'conda install -c conda-forge ffmpeg', or put its folder on PATH"
+            )
+        self.settings, self.dst, self.work = settings, dst, work
+        self.program = program
+        self.version = self._ask("-version").split("Copyright")[0].removeprefix("ffmpeg version").strip()
+        # Every decoded frame is written once, whatever its time stamp; older versions spell that differently.
+        self.every_frame = ["-fps_mode" if "-fps_mode" in self._ask("-h", "long") else "-vsync", "passthrough"]
+
+    def _ask(self, *words: str) -> str:
+        return subprocess.run([self.program, "-hide_banner", *words], capture_output=True, text=True).stdout
+
+    def __call__(self, video: Video) -> tuple[Video, dict[str, Any], Path]:
+        """Extracts into a new folder: (video, its line for the manifest, the folder). Raises DiskFull."""
+        assert video.source is not None
+        folder = self.work / uuid.uuid4().hex
+        folder.mkdir()
+        entry: dict[str, Any] = {"source": str(video.source)}
+        try:
+            about = probe(video.source)
+            entry |= vars(about)
+            words = self._run(video.source, about.stream, folder)
+            entry |= self._judge(folder, about, words)
+        except (BadVideo, OSError) as error:
+            if isinstance(error, OSError) and error.errno in NEVER_FITS:
+                raise DiskFull(self.dst) from error
+            entry |= {"status": "failed", "reason": str(error)}
+        return video, entry, folder
+
+    def _run(self, source: Path, stream: int, folder: Path) -> str:
+        """ffmpeg's complaints. Raises BadVideo when it gave up."""
+        image, filters = self.settings.image, self.settings.filters
+        if source.is_dir() and not filters and frame_files(source)[0].lower().endswith(f".{image}"):
+            coding = ["-c:v", "copy"]  # images that need no change keep their bytes
+        elif image == "png":
+            coding = ["-pix_fmt", "rgb24"]
+        else:
+            coding = ["-q:v", str(self.settings.quality)]
+        command = [self.program, "-hide_banner", "-nostdin", "-v", "error", "-threads", "1", *_input(source, stream)]
+        command += [*(["-vf", ",".join(filters)] if filters else []), *self.every_frame, *coding, "-threads", "1"]
+        command += ["-f", "image2", f"file:{folder}/".replace("%", "%%") + f"%05d.{image}"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        words = done.stderr.replace(f"{folder}/", "").strip()
+        if done.returncode == -signal.SIGXFSZ or any(os.strerror(code) in words for code in NEVER_FITS):
+            raise DiskFull(self.dst)
+        if done.returncode:
+            raise BadVideo(_short(words) or f"ffmpeg stopped with code {done.returncode} and no word")
+        return words
+
+    def _judge(self, folder: Path, about: Probe, words: str) -> dict[str, Any]:
+        files = [folder / name for name in frame_files(folder)]
+        broken = next((file.name for file in files if not is_whole(file)), None)
+        if broken:
+            raise BadVideo(f"ffmpeg wrote only a part of {broken}")
+        if not files:
+            raise BadVideo(_short(words) or "ffmpeg found no frame in it")
+        kept = self.settings.fps / about.fps if self.settings.fps and about.fps else 1.0
+        if len(files) < MIN_SHARE_OF_CLAIMED_FRAMES * about.claimed * kept:
+            found = f"its header claims {about.claimed} frames, {len(files)} could be had"
+            raise BadVideo(f"{found}: {_short(words)}" if words else found)
+        size = sum(file.stat().st_size for file in files)
+        complaints = {"complaints": _short(words)} if words else {}
+        return {"status": "ok", "frames": len(files), "bytes": size, **complaints}
+
+
+def _short(words: str) -> str:
+    lines = words.splitlines()
+    return " | ".join(lines[:3])[:500] + (f" ... ({len(lines)} lines)" if len(lines) > 3 else "")
+
+
+def is_whole(image: Path) -> bool:
+    """Whether a JPEG or PNG has its beginning and its end; a write that was cut short leaves no end."""
+    with open(image, "rb") as file:
+        head = file.read(8)
+        file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        tail = file.read()
+    if image.suffix == ".png":
+        return head == b"\x89PNG\r\n\x1a\n" and tail.startswith(b"IEND")
+    return head.startswith(b"\xff\xd8") and tail.endswith(b"\xff\xd9")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many videos: locks, the manifest, going on
+
+
+@contextmanager
+def alone(dst: Path, name: str, *, shared: bool = False) -> Iterator[None]:
+    """Keeps a second process off the same work. The lock ends with the process that holds it, however it ends."""
+    (dst / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    with open(dst / UNFINISHED / f"{name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work on {dst}: wait until it ends or stop it") from None
+        yield
+
+
+def empty_folder(path: Path) -> Path:
+    """The folder, made anew: what an earlier process left unfinished goes."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def install(folder: Path, target: Path) -> None:
+    """Renames a finished folder into place. An earlier one there, known to be damaged, is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rename(old := folder.with_name(f"{folder.name}.old"))
+        shutil.rmtree(old)
+    folder.rename(target)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, *, doing: str) -> Iterator[Result]:
+    """Results as they come, under a bar with rate and remaining time. Threads do: others' code does the hard work."""
+    if not items:
+        return
+    bar = tqdm(total=len(items), desc=doing, unit=" videos", mininterval=0.5 if sys.stderr.isatty() else 30)
+    with bar, ThreadPool(jobs) as pool:
+        for result in pool.imap_unordered(work, items):
+            yield result
+            bar.update()
+
+
+class Manifest:
+    """The manifests of a data set. `entries`: the newest line of every video tried, from the files of all shards.
+
+    A run begins with a line of its settings and one of the videos that are missing; then a line per video is appended
+    just before it is renamed into place, so a finished video always has one.
+    """
+
+    def __init__(self, dst: Path, suffix: str, settings: dict[str, Any], missing: dict[str, int]) -> None:
+        self.entries = read_entries(manifest_files(dst), settings)
+        self.path = dst / f"manifest{suffix}.jsonl"
+        if self.path.exists():
+            text = self.path.read_bytes()
+            with open(self.path, "r+b") as file:
+                file.truncate(text.rfind(b"\n") + 1)  # a kill may have cut the last line
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
+        self._write({"settings": settings})
+        self._write({"missing": missing})
+
+    def add(self, folder: str, **entry: Any) -> None:
+        self.entries[folder] = {"video": folder, **entry, "time": round(time.time(), 3)}
+        self._write(self.entries[folder])
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def manifest_files(dst: Path) -> list[Path]:
+    return sorted(path for path in dst.glob("manifest*.jsonl") if path.name[0] != ".")
+
+
+def read_lines_of(manifest: Path) -> Iterator[dict[str, Any]]:
+    """Its lines, but not one that a kill has cut: that video counts as not done."""
+    for line in manifest.read_text(encoding="utf-8").split("\n"):
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def read_entries(files: Iterable[Path], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The newest line of every video tried. Raises UserError where a manifest was made with other settings."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in files:
+        for line in read_lines_of(path):
+            if "settings" in line:
+                _check_settings(line["settings"], settings, path)
+            elif "video" in line and line["time"] >= entries.get(line["video"], line)["time"]:
+                entries[line["video"]] = line
+    return entries
+
+
+def _check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    for name, value in asked.items():
+        if name != "ffmpeg" and made.get(name) != value:
+            raise UserError(
+                f"{path.parent} was begun with {name} {made.get(name)}, now {name} is {value}: a data set has one kind "
+                "of frames; give the same settings or another --dst"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Docstrings keep their lines, defaults are shown."""
+
+
+def size(text: str) -> str:
+    """For argparse: 'WxH' or 'original'."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if text != "original" and not (match and int(match[1]) and int(match[2])):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT as in 256x256, or 'original', found '{text}'")
+    return text
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """For argparse: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found '{text}'")
+        return int(text)
+
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """For argparse: 'i/n' with i from 0 to n - 1."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected i/n with i from 0 to n-1, as in 0/4 to 3/4, found '{text}'")
+    return int(match[1]), int(match[2])
+
+
+def arguments(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The flags that all data sets share."""
+    parser = argparse.ArgumentParser(description=doc, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
+    what = parser.add_argument_group("what")
+    what.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="the download, unpacked; is only read")
+    what.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make or to go on with")
+
+    frames = parser.add_argument_group("frames")
+    shape = frames.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--size",
+        type=size,
+        default="256x256",
+        metavar="WxH",
+        help="pixels, whatever the video's own shape, as the published few-shot frames are made; 'original' keeps it",
+    )
+    shape.add_argument(
+        "--short_side",
+        type=number(8, 4096),
+        metavar="PIXELS",
+        help="pixels of the shorter side, the other one keeps the aspect; for networks trained on undistorted frames",
+    )
+    frames.add_argument("--fps", type=float, default=0.0, help="frames to keep of a second of video; 0 keeps them all")
+    frames.add_argument("--image", choices=("jpg", "png"), default="jpg", help="png is exact and several times larger")
+    frames.add_argument(
+        "--quality", type=number(2, 31), default=2, help="of jpg, as ffmpeg counts: 2 is best, 31 is smallest"
+    )
+
+    running = parser.add_argument_group("running")
+    add_jobs(running, "ffmpeg processes at a time, a core each")
+    running.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="do only the I-th of N equal parts (from 0), for job arrays; merge_manifests.py joins what they report",
+    )
+    running.add_argument(
+        "--estimate",
+        action="store_true",
+        help=f"extract {SAMPLE} videos, say how much disk and time the rest needs, and stop",
+    )
+    running.add_argument(
+        "--verify",
+        action="store_true",
+        help="extract nothing, check the frames of every finished video; the next run does the damaged ones again",
+    )
+    running.add_argument(
+        "--allow_missing", action="store_true", help="end with code 0 even if videos are missing or failed (named, too)"
+    )
+    return parser
+
+
+def add_jobs(group: Any, meaning: str) -> None:
+    group.add_argument("--jobs", type=number(1, 1024), default=len(os.sched_getaffinity(0)), help=meaning)
+
+
+def main(parser: argparse.ArgumentParser, wanted: Wanted, argv: Sequence[str] | None) -> int:
+    """Parses, extracts, reports. Exit code 0: all there; 1: something missing, failed or damaged; 2 as in `guarded`."""
+    args = parser.parse_args(argv)
+    return guarded(lambda: _run(args, wanted))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; a UserError becomes a line and code 2, Ctrl-C a line and code 130."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def writing_to(dst: Path) -> Iterator[None]:
+    """Turns what a disk refuses into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NEVER_FITS:
+            raise DiskFull(dst) from error
+        raise UserError(f"could not work on {dst} ({error}); mend that and run the same command again") from error
+
+
+def check_folders(src: Path, dst: Path) -> tuple[Path, Path]:
+    """Both as absolute paths. Raises UserError when there is no `src` or one of them lies in the other."""
+    if not src.is_dir():
+        raise UserError(f"no folder at {src}: expected what to read, see --help")
+    source, target = src.resolve(), dst.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"{dst} and {src} overlap, and what is read must stay as it is: give a --dst elsewhere")
+    return source, target
+
+
+def _run(args: argparse.Namespace, wanted: Wanted) -> int:
+    args.src, dst = check_folders(args.src, args.dst)
+    size = f"short:{args.short_side}" if args.short_side else args.size
+    settings = Settings(size, args.fps, args.image, args.quality)
+    videos = wanted(args)
+    if not any(video.source for video in videos):
+        raise UserError(f"no video of this split is in {args.src}: expected the unpacked download, see --help")
+    index, shards = args.shard or (0, 1)
+    part = f".shard-{index}-of-{shards}" if shards > 1 else ""
+    videos = [video for video in videos if zlib.crc32(video.folder.encode()) % shards == index]
+    missing = {video.folder: video.count for video in videos if video.source is None}
+    videos = [video for video in videos if video.source]
+    with writing_to(dst), alone(dst, "all", shared=shards > 1), alone(dst, f"part{part}"):
+        extractor = Extractor(settings, dst, empty_folder(dst / UNFINISHED / f"part{part}"))
+        about = {"split": args.split, **vars(settings), "ffmpeg": extractor.version}
+        with closing(Manifest(dst, part, about, missing)) as manifest:
+            if args.verify:
+                return _verify(videos, manifest, dst, part, args.jobs)
+            _extract(videos, manifest, extractor, args.jobs, only_sample=args.estimate)
+        shutil.rmtree(extractor.work, ignore_errors=True)
+        if args.estimate:
+            return 0
+        entries = [manifest.entries[video.folder] for video in videos]
+        return report(dst, part, entries, missing, allow_missing=args.allow_missing)
+
+
+def _extract(videos: list[Video], manifest: Manifest, extractor: Extractor, jobs: int, *, only_sample: bool) -> None:
+    todo = []
+    for video in videos:
+        done = manifest.entries.get(video.folder, {}).get("status")
+        there = (extractor.dst / video.folder).exists()
+        if there and not done:
+            raise UserError(
+                f"{extractor.dst}/{video.folder} is there and no manifest knows it, so it may be anything: "
+                "remove it, or give another --dst"
+            )
+        if not (done == "ok" and there):
+            todo.append(video)
+    print(f"{len(videos):,} videos: {len(todo):,} to do")
+    # A sample from all over the split comes first, so that disk and time are known before the long work.
+    spread = todo[:: max(1, len(todo) // SAMPLE)][:SAMPLE]
+    chosen = set(spread)
+    rest = [video for video in todo if video not in chosen]
+    started = time.monotonic()
+    _install_all(spread, manifest, extractor, jobs)
+    made = [entry for video in spread if (entry := manifest.entries[video.folder])["status"] == "ok"]
+    if rest and made:
+        _foretell(made, len(rest), (time.monotonic() - started) / len(spread), extractor.dst)
+    if not only_sample:
+        _install_all(rest, manifest, extractor, jobs)
+
+
+def _install_all(videos: list[Video], manifest: Manifest, extractor: Extractor, jobs: int) -> None:
+    for video, entry, folder in in_parallel(extractor, videos, jobs, doing="extract"):
+        manifest.add(video.folder, **entry)
+        if entry["status"] == "ok":
+            install(folder, extractor.dst / video.folder)
+        else:
+            shutil.rmtree(folder)
+
+
+def _foretell(made: list[dict[str, Any]], left: int, seconds: float, dst: Path) -> None:
+    needed = left * sum(entry["bytes"] for entry in made) / len(made)
+    free = shutil.disk_usage(dst).free
+    print(f"the other {left:,} videos need about {needed / 1e9:,.1f} GB ({free / 1e9:,.1f} GB are free) ", end="")
+    print(f"and {left * seconds / 3600:,.1f} hours on this machine")
+    if needed > free:
+        print("warning: they will not fit; a smaller --size, a higher --quality number, --fps or another disk help")
+
+
+def _verify(videos: list[Video], manifest: Manifest, dst: Path, part: str, jobs: int) -> int:
+    finished = [video.folder for video in videos if manifest.entries.get(video.folder, {}).get("status") == "ok"]
+
+    def check(folder: str) -> tuple[str, str]:
+        return folder, damage(dst / folder, manifest.entries[folder]["frames"])
+
+    damaged = {folder: why for folder, why in in_parallel(check, finished, jobs, doing="verify") if why}
+    for folder, why in damaged.items():
+        manifest.add(folder, status="damaged", reason=why)
+    _name(dst / f"damaged{part}.txt", [f"{folder}\t{why}" for folder, why in damaged.items()])
+    print(f"{len(finished):,} finished videos checked: {len(damaged):,} damaged{_where(damaged, dst, 'damaged', part)}")
+    return 1 if damaged else 0
+
+
+def damage(folder: Path, frames: int) -> str:
+    """What is wrong with a folder that should hold `frames` images, '' for nothing. Three of them are decoded."""
+    try:
+        names = frame_files(folder)
+        if len(names) != frames:
+            return f"{len(names)} frames where {frames} were written"
+        for name in names:
+            if not is_whole(folder / name):
+                return f"{name} is cut short"
+        for name in {names[0], names[frames // 2], names[-1]}:
+            decode_image((folder / name).read_bytes(), name)
+    except (OSError, BadVideo) as error:
+        return str(error)
+    return ""
+
+
+def report(
+    dst: Path, part: str, entries: Iterable[Mapping[str, Any]], missing: Mapping[str, int], *, allow_missing: bool
+) -> int:
+    """Names what is missing or failed in files, says it in one line, and returns the exit code."""
+    entries = list(entries)
+    good = [entry for entry in entries if entry["status"] == "ok"]
+    failed = [f"{entry['video']}\t{entry['reason']}" for entry in entries if entry["status"] != "ok"]
+    _name(dst / f"missing{part}.txt", list(missing))
+    _name(dst / f"failed{part}.txt", failed)
+    _name(dst / f"damaged{part}.txt", [])  # what --verify had named is done again by now, or has failed
+    frames, size = (sum(entry[key] for entry in good) for key in ("frames", "bytes"))
+    print(
+        f"{len(good):,} videos extracted ({frames:,} frames, {size / 1e9:,.2f} GB), "
+        f"{sum(missing.values()):,} missing{_where(missing, dst, 'missing', part)}, "
+        f"{len(failed):,} failed{_where(failed, dst, 'failed', part)}"
+    )
+    return 1 if (missing or failed) and not allow_missing else 0
+
+
+def _where(named: Any, dst: Path, what: str, part: str) -> str:
+    return f" (named in {dst}/{what}{part}.txt)" if named else ""
+
+
+def _name(path: Path, lines: Sequence[str]) -> None:
+    """Writes the lines, or takes away the file of an earlier run when there is nothing to name any more."""
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
