@@ -90,7 +90,9 @@ class FrameFolder:
             try:
                 self._names = frame_files(self.path)
             except OSError as error:
-                raise BadVideo(f"{self.path} could not be listed ({error.strerror}); has the data set moved?") from error
+                raise BadVideo(
+                    f"{self.path} could not be listed ({error.strerror}); has the data set moved?"
+                ) from error
         return self._names
 
     @property

@@ -41,9 +41,7 @@ class InputSpec:
         if self.colour_order == "bgr":
             frames = frames.flip(-3)
         scale = torch.tensor([self.value_range / 255 / std for std in self.std], device=frames.device)
-        shift = torch.tensor(
-            [-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=frames.device
-        )
+        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=frames.device)
         return frames.float().mul_(scale[:, None, None]).add_(shift[:, None, None])
 
     def unnormalised(self) -> InputSpec:

@@ -62,25 +62,16 @@ def is_time(tasks_done: int, every: int) -> bool:
     return every > 0 and tasks_done > 0 and tasks_done % every == 0
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds what draws from global random states: initial weights and dropout. Episodes have generators of their own."""
+def seed_everything(*key: int) -> None:
+    """Seeds every global generator with a hash of `key`: those of torch on all devices, numpy and Python.
+
+    Initial weights depend on (seed,), the dropout of task i on (seed, i): so a resumed run, or another number of processes,
+    draws the same without any generator's state being kept.
+    """
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def random_states() -> dict[str, Any]:
-    """The state of the generators behind dropout, as tensors, for a checkpoint."""
-    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and len(states.get("cuda", [])) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,32 +184,41 @@ class RunFolder:
     def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self._early_lines: list[str] | None = None if resume else []  # logged before `start` has made the folder
+        self._board: Any = None
         has_run = (self.path / "args.json").exists()
         if resume and not has_run:
             raise UserError(f"nothing to go on with: {self.path} holds no args.json; leave out -r to start a new run")
-        if not resume and has_run:
+        if resume:
+            return
+        if has_run:
             raise UserError(f"{self.path} already holds a run; add -r to go on with it, or give another -c")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run; give a new or empty folder with -c")
-        if not resume and self.path.exists() and not self.path.is_dir():
+        if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; expected a folder to write the run to, give another -c")
-        if writes:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"could not make the run folder {self.path}: {error.strerror}; give another -c") from error
-        self._board: Any = None
+        if self.path.is_dir() and any(not entry.name.endswith(".tmp") for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run; give a new or empty folder with -c")
 
-    def start(self, settings: dict[str, Any], argv: Sequence[str]) -> None:
-        """Records what was asked for. args.json comes last: its presence says that the folder holds a run."""
+    def start(self, settings: dict[str, Any], argv: Sequence[str], *, keep_settings: bool = False) -> None:
+        """Makes the folder and records what was asked for; until then nothing is written.
+
+        keep_settings: leave args.json as it is, because another run's folder is only added to.
+        """
         if not self.writes:
             return
-        command = f"{shlex.join([Path(sys.executable).name, *argv])}\n"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"could not make the run folder {self.path}: {error.strerror}; give another -c") from error
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        if not keep_settings:
+            write_json(self.path / "args.json", settings)  # first: its presence says that the folder holds a run
         with open(self.path / "command.txt", "a", encoding="utf-8") as file:
-            file.write(command)
+            file.write(f"{shlex.join([Path(sys.executable).name, *argv])}\n")
         if not (self.path / "log.csv").exists():
             self.rewind_rows(0)
-        write_json(self.path / "args.json", settings)
+        early_lines, self._early_lines = self._early_lines, None
+        self._write_log(early_lines or [])
 
     def log(self, line: str) -> None:
         """Prints a line and keeps it in log.txt with the time."""
@@ -228,8 +228,14 @@ class RunFolder:
 
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+        if self._early_lines is not None:
+            self._early_lines.append(line)
+        else:
+            self._write_log([line])
+
+    def _write_log(self, lines: Sequence[str]) -> None:
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n" for line in lines)
 
     def row(self, **values: Any) -> None:
         """Appends a row to log.csv. No times are in it, so that a resumed run leaves the same bytes as an unbroken one."""
@@ -259,6 +265,11 @@ class RunFolder:
         for name, value in values.items():
             if self.writes:
                 self.board.add_scalar(name.replace("__", "/"), value, tasks_done)
+
+    def picture(self, tasks_done: int, name: str, image: Tensor) -> None:
+        """Shows a uint8 picture (3, H, W) in TensorBoard."""
+        if self.writes:
+            self.board.add_image(name, image, tasks_done)
 
     def open_board(self, tasks_done: int = 0) -> None:
         """Starts TensorBoard's log; a resumed run hides the points after `tasks_done` that an earlier part has left."""

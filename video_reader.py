@@ -310,8 +310,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
             target += clips[: plan.queries]
             support += clips[plan.queries :]
         order = episode_rng(self.seed, self.split.name, index, -1 % 2**32)
-        order.shuffle(support)  # type: ignore[arg-type]  # numpy's stub wants arrays, its code takes lists
-        order.shuffle(target)  # type: ignore[arg-type]
+        order.shuffle(support)
+        order.shuffle(target)
         return {
             "support_set": torch.cat([clip for clip, *_ in support]),
             "support_labels": torch.tensor([k for _, k, _, _ in support]),
