@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import resnet2d, tam, tsm
+from backbones import i3d, resnet2d, resnet3d, s3d, tam, torchvision_video, tsm
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
@@ -34,9 +34,13 @@ INCEPTION = "GoogLeNet_Weights.IMAGENET1K_V1"
 MOBILENET = "MobileNet_V2_Weights.IMAGENET1K_V1"
 
 
-def depths(name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str) -> dict[str, BackboneEntry]:
+def depths(
+    name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str | None = None
+) -> dict[str, BackboneEntry]:
     """An entry per depth; '{}' stands for it in the name and in the name of the weights."""
-    return {name.format(depth): BackboneEntry(partial(build, depth), weights.format(depth)) for depth in depths}
+    return {
+        name.format(depth): BackboneEntry(partial(build, depth), weights and weights.format(depth)) for depth in depths
+    }
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -48,6 +52,21 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tsm_mobilenet_v2": BackboneEntry(tsm.mobilenet_v2, MOBILENET),
     **depths("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
     "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
+    "i3d": BackboneEntry(i3d.inception, INCEPTION),
+    **depths("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
+    **depths("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200)),
+    "s3d_inception_v1": BackboneEntry(s3d.inception, INCEPTION),
+    **depths("s3d_resnet{}", s3d.resnet, (18, 34, 50, 101, 152), RESNET),
+    "r3d_18": BackboneEntry(torchvision_video.r3d_18, "R3D_18_Weights.KINETICS400_V1"),
+    "mc3_18": BackboneEntry(torchvision_video.mc3_18, "MC3_18_Weights.KINETICS400_V1"),
+    "r2plus1d_18": BackboneEntry(partial(torchvision_video.r2plus1d, 18), "R2Plus1D_18_Weights.KINETICS400_V1"),
+    "r2plus1d_34": BackboneEntry(partial(torchvision_video.r2plus1d, 34, midplanes="paper")),
+    "s3d": BackboneEntry(torchvision_video.s3d, "S3D_Weights.KINETICS400_V1"),
+    "mvit_v1_b": BackboneEntry(partial(torchvision_video.mvit, "mvit_v1_b"), "MViT_V1_B_Weights.KINETICS400_V1"),
+    "mvit_v2_s": BackboneEntry(partial(torchvision_video.mvit, "mvit_v2_s"), "MViT_V2_S_Weights.KINETICS400_V1"),
+    "swin3d_t": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_t"), "Swin3D_T_Weights.KINETICS400_V1"),
+    "swin3d_s": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1"),
+    "swin3d_b": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1"),
 }
 
 

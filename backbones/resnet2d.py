@@ -119,6 +119,11 @@ class TemporalPool(Temporal):
 # Backbones
 
 
+def layers_of(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a network of torchvision before its head."""
+    return {name: child for name, child in net.named_children() if name not in ("avgpool", "dropout", "fc")}
+
+
 def resnet(depth: int, *, seq_len: int, temporal_pool: int = 0, pooling: str = "max") -> FrameBackbone:
     """ResNet-`depth` up to its last feature map: D = 512 for depths 18 and 34, 2048 for the others.
 
@@ -126,7 +131,7 @@ def resnet(depth: int, *, seq_len: int, temporal_pool: int = 0, pooling: str = "
     study (Chen et al., CVPR 2021), 1 is TSM's. pooling: max or avg.
     """
     full = torchvision.models.ResNet(BasicBlock if depth < 50 else Bottleneck, STAGES[depth])
-    net = FrameNet({name: child for name, child in full.named_children() if name not in ("avgpool", "fc")})
+    net = FrameNet(layers_of(full))
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         net[stage] = FrameNet(dict(net[stage].named_children()))
     for stage in ("layer1", "layer2", "layer3")[:temporal_pool]:
@@ -145,17 +150,12 @@ def inception_v1(*, seq_len: int, temporal_pool: int = 0, pooling: str = "max") 
 
     temporal_pool: how many of the last three max pools are followed by a halving of time. pooling: max or avg.
     """
-    net = googlenet()
+    full = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
+    initialise_convs(full)
+    net = FrameNet(layers_of(full))
     for place in ("maxpool2", "maxpool3", "maxpool4")[:temporal_pool]:
         net.insert_after(place, f"pool_after_{place}", TemporalPool(pooling))
     return FrameBackbone(net, feature_dim=1024, input_spec=HALF_RANGE, seq_len=seq_len)
-
-
-def googlenet() -> FrameNet:
-    """The layers of torchvision's GoogLeNet before its head."""
-    full = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
-    initialise_convs(full)
-    return FrameNet({name: child for name, child in full.named_children() if name not in ("avgpool", "dropout", "fc")})
 
 
 def mobilenet_v2(*, seq_len: int) -> FrameBackbone:

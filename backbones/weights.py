@@ -18,7 +18,7 @@ CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.")
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """Which of a network's tensors a file filled (`loaded`), which it did not (`missing`), what it held beside (`unexpected`)."""
+    """What became of a network's tensors: `loaded` from a file, `missing` in it; and what it held beside, `unexpected`."""
 
     source: str
     loaded: list[str]
