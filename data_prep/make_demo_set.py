@@ -54,8 +54,9 @@ def polygon(u: Array, v: Array, corners: int) -> Array:
 
 
 def star(u: Array, v: Array) -> Array:
+    """Distance to a star with five points at radius 1, one of them on top."""
     angle = np.abs(np.mod(np.arctan2(u, -v) + np.pi / 5, 2 * np.pi / 5) - np.pi / 5)
-    return (np.hypot(u, v) * np.cos(angle - 0.9) - np.cos(0.9)) / 1.2
+    return np.hypot(u, v) * np.cos(angle - 0.9) - np.cos(0.9)
 
 
 # How far the point (u, v) lies outside a shape of half-width and half-height 1; negative inside.
@@ -105,22 +106,23 @@ class Film:
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
-    def turn(self) -> float:
+    def direction(self) -> float:
+        """Any angle."""
         return self.uniform(0, 2 * np.pi)
 
     def colour(self, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, float, float]:
         return colorsys.hsv_to_rgb(self.uniform(0, 1), self.uniform(*saturation), self.uniform(*value))
 
     def background(self) -> Array:
-        """Two near colours in soft waves: (T, H, W, 3). Dark by night and bright by day; objects are the other way."""
+        """A colour in soft waves of brightness, dark by night and bright by day: (T, H, W, 3)."""
         colour = np.array(self.colour((0, 0.5), (0.08, 0.3) if self.night else (0.75, 0.95)), np.float32)
-        direction, waves = self.turn(), self.uniform(1, 5)
-        phase = waves * (np.cos(direction) * self.x + np.sin(direction) * self.y) + self.turn()
+        direction, waves = self.direction(), self.uniform(1, 5)
+        phase = waves * (np.cos(direction) * self.x + np.sin(direction) * self.y) + self.direction()
         wave = 1 + self.uniform(0.05, 0.2) * np.sin(phase)
         return (wave[..., None] * colour).astype(np.float32)
 
     def look(self, shape: str | None = None) -> Look:
-        """A random shape (unless one is given), texture and pair of colours that stand out from the background."""
+        """A random texture, shape unless one is given, and two colours, bright by night and dark by day."""
         colours = [self.colour((0.45, 1), (0.75, 1) if self.night else (0.2, 0.55)) for _ in range(2)]
         shape = shape or str(self.rng.choice(list(SHAPES)))
         return Look(shape, str(self.rng.choice(list(TEXTURES))), np.array(colours, np.float32))
@@ -135,7 +137,7 @@ class Film:
         angle: Number = 0.0,
         opacity: Number = 1.0,
     ) -> None:
-        """Puts a shape over the frames, its centre at (x, y); `width` and `height` are halves, edges are a pixel soft."""
+        """Puts a shape over the frames, its centre at (x, y); `width` and `height` are halves, edges a pixel soft."""
         values = (x, y, width, width if height is None else height, angle, opacity)
         x, y, width, height, angle, opacity = (np.asarray(value, np.float32)[..., None, None] for value in values)
         width, height = np.maximum(width, 1e-3), np.maximum(height, 1e-3)
@@ -151,8 +153,8 @@ class Film:
     def bystanders(self) -> None:
         """Up to two small things that sway on the spot."""
         for _ in range(self.rng.integers(3)):
-            phase = self.turn() + np.linspace(0, self.uniform(2, 9), self.num_frames)
-            sway, direction = self.uniform(0, 0.08) * np.sin(phase), self.turn()
+            phase = self.direction() + np.linspace(0, self.uniform(2, 9), self.num_frames)
+            sway, direction = self.uniform(0, 0.08) * np.sin(phase), self.direction()
             x, y = self.rng.uniform(-0.9, 0.9, 2)
             self.paint(
                 self.look(), x + sway * np.cos(direction), y + sway * np.sin(direction), self.uniform(0.06, 0.11)
@@ -201,9 +203,9 @@ def widen(film: Film, p: Array) -> None:
 def turn(film: Film, p: Array) -> None:
     """The hand of a dial turns."""
     x, y = film.rng.uniform(-0.25, 0.25, 2)
-    radius, angle = film.uniform(0.45, 0.65), film.turn() + film.uniform(2.5, 4) * p
+    radius, angle = film.uniform(0.45, 0.65), film.direction() + film.uniform(2.5, 4) * p
     film.paint(film.look("disc")._replace(texture="plain"), x, y, radius)
-    hand = film.look("box")._replace(colours=film.background()[0, :2, 0])
+    hand = film.look("box")._replace(colours=film.frames[0, 0, :2])  # as if one saw the background through it
     x, y = x + 0.45 * radius * np.cos(angle), y + 0.45 * radius * np.sin(angle)
     film.paint(hand, x, y, 0.5 * radius, 0.14 * radius, angle)
 
@@ -211,14 +213,14 @@ def turn(film: Film, p: Array) -> None:
 def circle(film: Film, p: Array) -> None:
     """Something goes round something else."""
     x, y = film.rng.uniform(-0.15, 0.15, 2)
-    angle, radius = film.turn() + film.uniform(2.5, 4) * p, film.uniform(0.55, 0.7)
+    angle, radius = film.direction() + film.uniform(2.5, 4) * p, film.uniform(0.55, 0.7)
     film.paint(film.look(), x, y, film.uniform(0.2, 0.3))
     film.paint(film.look(), x + radius * np.cos(angle), y + radius * np.sin(angle), film.uniform(0.14, 0.2))
 
 
 def approach(film: Film, p: Array) -> None:
     """Something small comes up to something big."""
-    direction = film.turn()
+    direction = film.direction()
     x, y = -0.4 * np.cos(direction), -0.4 * np.sin(direction)
     big, small = film.uniform(0.3, 0.38), film.uniform(0.13, 0.18)
     away = blend(film.uniform(1.1, 1.3), big + small, p)
@@ -228,7 +230,7 @@ def approach(film: Film, p: Array) -> None:
 
 def enter(film: Film, p: Array) -> None:
     """Something comes in over an edge of the picture, as far as its middle."""
-    direction, away, across = film.turn(), blend(1.5, 0, p), film.uniform(-0.2, 0.2)
+    direction, away, across = film.direction(), blend(1.5, 0, p), film.uniform(-0.2, 0.2)
     x = away * np.cos(direction) - across * np.sin(direction)
     y = away * np.sin(direction) + across * np.cos(direction)
     film.paint(film.look(), x, y, film.uniform(0.28, 0.4))
@@ -247,14 +249,14 @@ def gather(film: Film, p: Array) -> None:
     """Scattered dots draw together."""
     x, y = film.rng.uniform(-0.2, 0.2, 2)
     look, dots = film.look("disc"), 8
-    for direction in film.turn() + np.arange(dots) * 2 * np.pi / dots:
+    for direction in film.direction() + np.arange(dots) * 2 * np.pi / dots:
         away = blend(film.uniform(0.7, 1.1), film.uniform(0.05, 0.2), p)
         film.paint(look, x + away * np.cos(direction), y + away * np.sin(direction), 0.1)
 
 
 def fall_apart(film: Film, p: Array) -> None:
     """A sheet breaks into tiles that fly off, turning."""
-    look, tilt, tile = film.look("box"), film.turn(), film.uniform(0.14, 0.18)
+    look, tilt, tile = film.look("box"), film.direction(), film.uniform(0.14, 0.18)
     for row in (-2, 0, 2):
         for column in (-2, 0, 2):
             spread = tile * blend(1, film.uniform(1.8, 2.6), p)
@@ -275,7 +277,7 @@ def open_curtains(film: Film, p: Array) -> None:
 
 def hide(film: Film, p: Array) -> None:
     """Something slips behind a wall."""
-    direction, wall = film.turn(), film.uniform(0.35, 0.45)
+    direction, wall = film.direction(), film.uniform(0.35, 0.45)
     x, y = -0.4 * np.cos(direction), -0.4 * np.sin(direction)
     away = blend(film.uniform(0.9, 1.1), 0, p)
     film.paint(film.look(), x + away * np.cos(direction), y + away * np.sin(direction), film.uniform(0.2, 0.26))
@@ -285,7 +287,7 @@ def hide(film: Film, p: Array) -> None:
 def fold(film: Film, p: Array) -> None:
     """One half of a sheet is turned over on to the other; its back has another colour."""
     x, y = film.rng.uniform(-0.1, 0.1, 2)
-    tilt, width, height = film.turn(), film.uniform(0.3, 0.38), film.uniform(0.35, 0.55)
+    tilt, width, height = film.direction(), film.uniform(0.3, 0.38), film.uniform(0.35, 0.55)
     front, back, lift = film.look("box"), film.look("box"), np.cos(np.pi * p)
     for look, side, opacity in ((front, -np.ones_like(p), 1), (front, lift, lift > 0), (back, lift, lift <= 0)):
         middle = side * width
@@ -311,7 +313,7 @@ def fill(film: Film, p: Array) -> None:
 
 def extend(film: Film, p: Array) -> None:
     """A rod gets longer at one end."""
-    direction, reach = film.turn(), blend(0.08, film.uniform(0.6, 0.75), p)
+    direction, reach = film.direction(), blend(0.08, film.uniform(0.6, 0.75), p)
     start = film.uniform(-0.8, -0.6)
     x, y = (start + reach) * np.cos(direction), (start + reach) * np.sin(direction)
     film.paint(film.look("box"), x, y, reach, film.uniform(0.1, 0.18), direction)
@@ -320,7 +322,7 @@ def extend(film: Film, p: Array) -> None:
 def bend(film: Film, p: Array) -> None:
     """A rod of two halves bends at its middle."""
     x, y = film.rng.uniform(-0.15, 0.15, 2)
-    first, length, thick = film.turn(), film.uniform(0.35, 0.45), film.uniform(0.09, 0.14)
+    first, length, thick = film.direction(), film.uniform(0.35, 0.45), film.uniform(0.09, 0.14)
     look = film.look("box")._replace(texture="plain")
     for direction in (first, first + np.pi + film.rng.choice((-1, 1)) * film.uniform(2, 2.5) * p):
         film.paint(look, x + length * np.cos(direction), y + length * np.sin(direction), length, thick, direction)
@@ -337,7 +339,7 @@ def crowd(film: Film, p: Array) -> None:
 
 def split(film: Film, p: Array) -> None:
     """One thing comes apart into two."""
-    direction, half, apart = film.turn(), film.uniform(0.18, 0.26), film.uniform(0.55, 0.7)
+    direction, half, apart = film.direction(), film.uniform(0.18, 0.26), film.uniform(0.55, 0.7)
     look = film.look()
     for side in (-1, 1):
         x, y = side * apart * p * np.cos(direction), side * apart * p * np.sin(direction)
@@ -488,7 +490,7 @@ def make_demo_set(out: Path, settings: Settings, jobs: int = 1) -> int:
 
 def draw_picture(settings: Settings, strip: int = 6) -> Image.Image:
     """A contact sheet: one row per pair, and for each of its classes the name and `strip` frames of a video."""
-    size, gap, label = settings.size, 3, 160
+    size, gap, label = settings.size, 3, 155
     cell = size + gap
     font = ImageFont.load_default(15)
     columns = label + strip * cell + 12
