@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import i3d, resnet2d, resnet3d, s3d, tam, torchvision_video, tsm
+from backbones import blvnet, i3d, lsnet, resnet2d, resnet3d, s3d, tam, torchvision_video, tsm
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
@@ -52,6 +52,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tsm_mobilenet_v2": BackboneEntry(tsm.mobilenet_v2, MOBILENET),
     **depths("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
     "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
+    **depths("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152)),
+    **depths("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET),
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
     **depths("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
     **depths("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200)),
@@ -87,12 +89,15 @@ def import_from_file(reference: str, kind: str) -> Any:
     return getattr(module, name)
 
 
-def build_backbone(name: str, *, seq_len: int, pretrained: str | bool = False, **options: Any) -> Backbone:
+def build_backbone(
+    name: str, *, seq_len: int, pretrained: str | bool = False, inflation: str = "mean", **options: Any
+) -> Backbone:
     """The backbone `name` for clips of `seq_len` frames.
 
     name: a key of BACKBONES, or 'path/to/file.py:function' of one's own that takes `seq_len`.
-    pretrained: False for random weights, True for torchvision's by name (downloaded once), or the path of a file.
-    options: keywords of the backbone's builder.
+    pretrained: False for random weights, True for the table's (downloaded once), the path of a file, or torchvision
+    weights by name, such as 'ResNet50_Weights.IMAGENET1K_V2'. inflation: how 2D weights become 3D kernels, see
+    weights.load_weights. options: keywords of the backbone's builder.
     """
     if name in BACKBONES:
         entry = BACKBONES[name]
@@ -108,9 +113,11 @@ def build_backbone(name: str, *, seq_len: int, pretrained: str | bool = False, *
     if pretrained is True:
         if entry.weights is None:
             raise UserError(f"backbone {name} has no pretrained weights: add --no_pretrained or give a file with -pt")
-        load_weights(net, download_weights(entry.weights), entry.weights)
+        pretrained = entry.weights
+    if pretrained and "_Weights." in pretrained:
+        print(load_weights(net, download_weights(pretrained), pretrained, inflation), file=sys.stderr)
     elif pretrained:
-        print(load_weights_file(net, pretrained), file=sys.stderr)
+        print(load_weights_file(net, pretrained, inflation), file=sys.stderr)
     return backbone
 
 
@@ -118,6 +125,8 @@ def download_weights(name: str) -> dict[str, Any]:
     """The state dict of torchvision's weights `name`, from its cache or from the network."""
     try:
         return torchvision.models.get_weight(name).get_state_dict(progress=True, check_hash=True)
+    except ValueError as error:
+        raise UserError(f"torchvision has no weights '{name}': give names as it has them, or a file") from error
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"could not download {name} ({error}); give a local file with --pretrained_backbone, or start from random "

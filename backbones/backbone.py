@@ -113,6 +113,7 @@ class FrameBackbone(Backbone):
     def __init__(self, net: nn.Module, *, feature_dim: int, input_spec: InputSpec, seq_len: int) -> None:
         super().__init__(feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
         self.net = net
+        self.num_steps(seq_len)  # a clip of a wrong length is refused here, before any work
 
     def num_steps(self, seq_len: int) -> int:
         for module in self.net.modules():

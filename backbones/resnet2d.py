@@ -64,6 +64,10 @@ class Slots(OverFrames):
         self.leave: nn.Module = Keep()
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
+        return self.leave(self.relu(self.branch_and_shortcut(maps, clips)), clips)
+
+    def branch_and_shortcut(self, maps: Tensor, clips: int) -> Tensor:
+        """The block before its last ReLU."""
         maps = self.enter(maps, clips)
         inner = self.branch(maps, clips)
         out = self.middle(self.relu(self.bn1(self.conv1(inner))), clips)
@@ -74,7 +78,7 @@ class Slots(OverFrames):
         if self.downsample is not None:
             shortcut = self.downsample(inner if self.project_from_branch else maps)
         out += shortcut
-        return self.leave(self.relu(out), clips)
+        return out
 
 
 class BasicBlock(Slots, torchvision.models.resnet.BasicBlock):

@@ -1,19 +1,46 @@
-"""Loading weights into a backbone, and saying what became of every tensor."""
+"""Loading weights into a backbone: others' names, weights of image networks, and what became of every tensor."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
+from einops import repeat
 from torch import Tensor, nn
 
+from backbones.backbone import Added, one_of
 from utils import UserError, load_tensors
 
-# Names under which training programs wrap a state dict, and prefixes that their wrappers put before every key.
+# Names under which training programs wrap a state dict, and what belongs to the classifiers on top of a backbone.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "backbone.", "net.", "base_model.")
-CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.")
+CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.")
+
+# How others name what is in our networks. A name that a network lacks goes through these until it has it.
+RENAMES = (
+    (r"\.block\.", "."),  # TSM: a block with a non-local block behind it
+    (r"\.nl\.", ".leave."),
+    (r"\.net\.", "."),  # TSM: what a shift or a pool was put before
+    (r"\.tam\.", ".branch."),  # IBM: in a residual block
+    (r"^tam\.", "layer0.tam."),  # bLVNet-TAM and bLResNet: the first fork
+    (r"^b_conv0\.", "layer0.big.0."),
+    (r"^bn_b0\.", "layer0.big.1."),
+    (r"^l_conv0\.", "layer0.little.0."),
+    (r"^bn_l0\.", "layer0.little.1."),
+    (r"^l_conv1\.", "layer0.little.3."),
+    (r"^bn_l1\.", "layer0.little.4."),
+    (r"^l_conv2\.", "layer0.little_e.0."),
+    (r"^bn_l2\.", "layer0.little_e.1."),
+    (r"^bl_init\.", "layer0.fusion.0."),
+    (r"^bn_bl_init\.", "layer0.fusion.1."),
+    (r"\bconv(\d?)_t\.", r"conv\1.temporal.conv."),  # IBM: the halves of S3D's convolutions
+    (r"\bbn(\d?)_t\.", r"conv\1.temporal.bn."),
+    (r"\bconv(\d?)\.weight$", r"conv\1.spatial.weight"),  # image networks and IBM: the first half
+    (r"\bbn(\d?)\.", r"conv\1.bn."),
+)
+INFLATIONS = ("mean", "repeat", "center")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,43 +63,105 @@ class LoadReport:
 
 
 def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict in what a file held: wrappers opened, common prefixes taken off."""
+    """The state dict in what a file held, out of its wrappers."""
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{source} holds no weights: expected a dict of names and tensors, give a state_dict file")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_weights(net: nn.Module, state: dict[str, Tensor], source: str) -> LoadReport:
+def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflation: str = "mean") -> LoadReport:
     """Copies `state` into `net` by name; classifier tensors of the file may be left over.
 
-    Raises UserError when a tensor has another shape, or when the file lacks any weight of the network: a backbone that
-    is half pretrained is never what was wanted.
+    Weights of an image network fit the video networks made from it: what those add (see `backbone.Added`) may be
+    missing and is reported, 2D kernels are spread over time. inflation: 'mean' divides by the kernel's frames, so that
+    a still clip gives what the image gave; 'repeat' does not; 'center' puts the image's weights into the middle frame.
+
+    Raises UserError when a tensor has another shape, or when the file lacks any other weight: a backbone that is half
+    pretrained is never what was wanted.
     """
+    one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
-    for name in own.keys() & state.keys():
-        if own[name].shape != state[name].shape:
+    found = {own_name(name, own): tensor for name, tensor in plain_blocks(joined_taps(state)).items()}
+    matched = {name: fitted(found[name], own[name], inflation) for name in own.keys() & found.keys()}
+    for name, tensor in matched.items():
+        if own[name].shape != tensor.shape:
             raise UserError(
-                f"{source} does not fit: {name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}; "
+                f"{source} does not fit: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}; "
                 "give weights of the same --backbone"
             )
     report = LoadReport(
         source,
-        loaded=sorted(own.keys() & state.keys()),
-        missing=sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked")),
-        unexpected=sorted(name for name in state.keys() - own.keys() if not name.startswith(CLASSIFIERS)),
+        loaded=sorted(matched),
+        missing=sorted(name for name in own.keys() - matched.keys() if not name.endswith("num_batches_tracked")),
+        unexpected=sorted(name for name in found.keys() - own.keys() if not name.startswith(CLASSIFIERS)),
     )
-    if report.missing:
+    added = tuple(f"{name}." for name, module in net.named_modules() if isinstance(module, Added))
+    if not matched or not all(name.startswith(added) for name in report.missing):
         raise UserError(f"{report}; expected every weight of the backbone, give weights of the same --backbone")
-    net.load_state_dict(state, strict=False)
+    net.load_state_dict(matched, strict=False)
     return report
 
 
-def load_weights_file(net: nn.Module, path: str | Path) -> LoadReport:
+def load_weights_file(net: nn.Module, path: str | Path, inflation: str = "mean") -> LoadReport:
     """`load_weights` from a file that torch.save wrote: a state dict, or a checkpoint that holds one."""
-    return load_weights(net, state_dict_in(load_tensors(Path(path)), str(path)), str(path))
+    return load_weights(net, state_dict_in(load_tensors(Path(path)), str(path)), str(path), inflation)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From others' names and shapes to ours
+
+
+def own_name(name: str, own: dict[str, Tensor]) -> str:
+    """The name in `own` of what others call `name`; without what it was trained inside, where there is none."""
+    bare = renamed = name if name in own else re.sub(r"^((module|backbone|net|base_model)\.)+", "", name)
+    for pattern, replacement in RENAMES:
+        if renamed in own:
+            return renamed
+        renamed = re.sub(pattern, replacement, renamed)
+    return renamed if renamed in own else bare
+
+
+def joined_taps(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TAM as IBM keeps it, a 2D convolution for each of three frames (C, 1, 1, 1), as one over time (C, 1, 3, 1, 1)."""
+    joined = dict(state)
+    for name in state:
+        if current := re.fullmatch(r"(.*\.|)curr((_se\.fc1)?\.weight)", name):
+            taps = [joined.pop(f"{current[1]}{tap}{current[2]}") for tap in ("prev", "curr", "next")]
+            joined[f"{current[1]}mix.weight"] = torch.stack(taps, dim=2)
+    return joined
+
+
+def plain_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MobileNetV2 as TSM's authors keep it, a block's layers in one row, nested as torchvision has them."""
+    if not any(re.search(r"features\.2\.conv\.7\.", name) for name in state):
+        return state
+    expanding = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    first = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+
+    def nested(match: re.Match[str]) -> str:
+        rows = first if match[1] == "1" else expanding
+        return f"features.{match[1]}.conv.{rows[match[2]]}."
+
+    return {re.sub(r"features\.(\d+)\.conv\.(\d)\.", nested, name): tensor for name, tensor in state.items()}
+
+
+def fitted(weight: Tensor, like: Tensor, inflation: str) -> Tensor:
+    """A convolution's weight in the shape of `like`, where that is the same one over time or over other input channels."""
+    if weight.ndim == 4 and like.ndim == 5:
+        weight = over_time(weight, like.shape[2], inflation)
+    if weight.ndim >= 4 and weight.shape[1] == 3 and like.shape[1] != 3:
+        weight = repeat(weight.mean(dim=1), "o ... -> o i ...", i=like.shape[1])
+    return weight
+
+
+def over_time(weight: Tensor, frames: int, inflation: str) -> Tensor:
+    """A 2D kernel (O, I, h, w) as a 3D one (O, I, frames, h, w); see `load_weights`."""
+    if inflation == "center":
+        kernel = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
+        kernel[:, :, frames // 2] = weight
+        return kernel
+    kernel = repeat(weight, "o i h w -> o i t h w", t=frames)
+    return kernel / frames if inflation == "mean" else kernel
