@@ -283,15 +283,25 @@ def lmdb_key(label: str, video: str) -> bytes:
     return f"{label}/{video}".encode()
 
 
-def join_images(images: Sequence[bytes]) -> bytes:
-    """One LMDB value of a video's images: their number, their sizes, their bytes."""
+def pack_images(images: Sequence[bytes]) -> bytes:
+    """The LMDB value of a video's images: their number, their sizes, their bytes."""
     head = np.array([len(images), *map(len, images)], dtype="<u4")
     return b"".join([head.tobytes(), *images])
 
 
+def pack_video(num_frames: int, content: bytes) -> bytes:
+    """The LMDB value of a video file: its number of frames, its bytes."""
+    return np.uint32(num_frames).astype("<u4").tobytes() + content
+
+
+def packed_frames(value: memoryview) -> int:
+    """The number of frames, which both kinds of value begin with."""
+    return int(np.frombuffer(value, "<u4", 1)[0])
+
+
 def image_bounds(value: memoryview) -> np.ndarray:
-    """Of a value by `join_images`: image i lies from byte bounds[i] to bounds[i + 1]."""
-    count = int(np.frombuffer(value, "<u4", 1)[0])
+    """Of a value by `pack_images`: image i lies from byte bounds[i] to bounds[i + 1]."""
+    count = packed_frames(value)
     sizes = np.frombuffer(value, "<u4", count, offset=4)
     return 4 * (1 + count) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
@@ -360,7 +370,7 @@ class PackedVideo:
         wanted, positions = np.unique(np.asarray(indices), return_inverse=True)
         with self._store.value(self._label, self._name) as value:
             if self._store.index["kind"] == "video":
-                return VideoFile(name, value).read(indices)
+                return VideoFile(name, value[4:]).read(indices)
             bounds = image_bounds(value)
             if wanted[-1] > len(bounds) - 2:
                 raise BadVideo(f"{name} has {len(bounds) - 1} frames, but frame {wanted[-1] + 1} was expected")

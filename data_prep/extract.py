@@ -116,6 +116,27 @@ def find_videos(src: Path) -> Iterator[Path]:
         )
 
 
+def class_folders(dataset: Path) -> Iterator[tuple[str, Path]]:
+    """(split, class folder) of a data set, sorted. Raises UserError when there is none."""
+    splits = [split for split in SPLITS if (dataset / split).is_dir()]
+    if not splits:
+        raise UserError(f"{dataset} has none of the folders {', '.join(SPLITS)}: expected {dataset}/train/<class>/<video>")
+    for split in splits:
+        for folder in sorted((dataset / split).iterdir()):
+            if folder.is_dir() and folder.name[0] != ".":
+                yield split, folder
+
+
+def video_folders(dataset: Path) -> list[str]:
+    """'<split>/<class>/<video>' of every folder of frames in a data set, sorted."""
+    return [
+        f"{split}/{folder.name}/{video.name}"
+        for split, folder in class_folders(dataset)
+        for video in sorted(folder.iterdir())
+        if video.is_dir() and video.name[0] != "."
+    ]
+
+
 def stem(name: str) -> str:
     """A file name without its video suffix; other dots belong to the name."""
     base, dot, suffix = name.rpartition(".")
@@ -480,17 +501,18 @@ def read_entries(files: Iterable[Path], settings: Mapping[str, Any]) -> dict[str
     for path in files:
         for line in read_lines_of(path):
             if "settings" in line:
-                _check_settings(line["settings"], settings, path)
+                check_settings(line["settings"], settings, path.parent)
             elif "video" in line and line["time"] >= entries.get(line["video"], line)["time"]:
                 entries[line["video"]] = line
     return entries
 
 
-def _check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+def check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], dst: Path) -> None:
+    """Raises UserError where a data set that was begun with other settings is to be gone on with."""
     for name, value in asked.items():
         if name != "ffmpeg" and made.get(name) != value:
             raise UserError(
-                f"{path.parent} was begun with {name} {made.get(name)}, now {name} is {value}: a data set has one kind "
+                f"{dst} was begun with {name} {made.get(name)}, now {name} is {value}: a data set has one kind "
                 "of frames; give the same settings or another --dst"
             )
 
@@ -746,6 +768,14 @@ def report(
 
 def _where(named: Any, dst: Path, what: str, part: str) -> str:
     return f" (named in {dst}/{what}{part}.txt)" if named else ""
+
+
+def name_failures(dst: Path, failures: Mapping[str, str]) -> int:
+    """Writes <dst>/failed.txt for tools that go through all videos of a data set: prints how many, returns the code."""
+    _name(dst / "failed.txt", [f"{video}\t{reason}" for video, reason in failures.items()])
+    if failures:
+        print(f"{len(failures):,} videos failed{_where(failures, dst, 'failed', '')}")
+    return 1 if failures else 0
 
 
 def _name(path: Path, lines: Sequence[str]) -> None:

@@ -1,0 +1,193 @@
+"""Writes and reads the list files by which other libraries say what a data set holds.
+
+    python data_prep/annotate.py write --src data/ssv2 --dst lists                        # lists/train.txt, category.txt ...
+    python data_prep/annotate.py write --src data/k400 --dst lists --format ranges --separator ';'
+    python data_prep/annotate.py read --list lists/train.txt lists/val.txt --root frames --names lists/category.txt \\
+        --dst data/theirs                                                                 # links, no copies
+
+frames:  `path num_frames label`     TSN, TSM, TDN and their kin, for folders of frames
+video:   `path label`                the same family, for video files
+ranges:  `path first last label`     the Action Recognition Study; frame numbers as in the file names, both included
+
+Labels count from --first_label in the order of category.txt, a line per class. Paths are relative to --src or --root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from data_prep import extract
+from frame_sources import VIDEO_SUFFIXES, frame_files
+from utils import UserError, atomic_write
+
+CATEGORIES = "category.txt"
+COLUMNS = {"frames": 3, "video": 2, "ranges": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. label counts from 0; numbers: (), (num_frames,) or (first, last) by the format."""
+
+    path: str
+    numbers: tuple[int, ...]
+    label: int
+
+
+def frame_number(name: str) -> int:
+    """The last number in a frame's file name: 12 of 'img_00012.jpg'."""
+    digits = re.findall(r"\d+", os.path.splitext(name)[0])
+    if not digits:
+        raise UserError(f"frame '{name}' has no number in its name: expected names like 00001.jpg or img_00001.jpg")
+    return int(digits[-1])
+
+
+def format_row(row: Row, separator: str, first_label: int) -> str:
+    """Raises UserError where a name holds the separator, which the readers of these formats would stumble over."""
+    if separator in row.path:
+        raise UserError(f"'{row.path}' holds the separator '{separator}': rename it or give another --separator")
+    return separator.join(map(str, [row.path, *row.numbers, row.label + first_label]))
+
+
+def parse_row(line: str, form: str, separator: str, first_label: int) -> Row:
+    """From the right, so that a path may hold the separator. Raises UserError where the line is of another format."""
+    path, *rest = line.rsplit(separator, COLUMNS[form] - 1)
+    if len(rest) < COLUMNS[form] - 1 or not all(word.strip().isdecimal() for word in rest):
+        raise UserError(f"the line '{line[:80]}' is no '{form}' line: expected {form_words(form, separator)}; see --format")
+    *numbers, label = map(int, rest)
+    if label < first_label:
+        raise UserError(f"the line '{line[:80]}' has label {label}: labels count from {first_label}; see --first_label")
+    return Row(path, tuple(numbers), label - first_label)
+
+
+def form_words(form: str, separator: str) -> str:
+    words = {"frames": ["num_frames"], "video": [], "ranges": ["first", "last"]}[form]
+    return f"'{separator.join(['path', *words, 'label'])}'"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders -> lists
+
+
+def rows_of(folder: Path, form: str, path: str, label: int) -> Iterator[Row]:
+    """A row for every video of a class folder."""
+    for video in sorted(folder.iterdir()):
+        name = f"{path}/{video.name}"
+        if form == "video" and video.suffix.lower() in VIDEO_SUFFIXES and video.name[0] != ".":
+            yield Row(name, (), label)
+        elif form != "video" and video.is_dir() and (frames := frame_files(video)):
+            numbers = (len(frames),) if form == "frames" else (frame_number(frames[0]), frame_number(frames[-1]))
+            yield Row(name, numbers, label)
+
+
+def write(args: argparse.Namespace) -> int:
+    folders = list(extract.class_folders(args.src))
+    classes = sorted({folder.name for _, folder in folders})
+    lists: dict[str, list[str]] = {}
+    for split, folder in folders:
+        rows = rows_of(folder, args.format, f"{split}/{folder.name}", classes.index(folder.name))
+        lists.setdefault(split, []).extend(format_row(row, args.separator, args.first_label) for row in rows)
+    if not any(lists.values()):
+        raise UserError(f"{args.src} holds no video for --format {args.format}: see --help for what it lists")
+    args.dst.mkdir(parents=True, exist_ok=True)
+    for name, lines in {CATEGORIES: classes, **{f"{split}.txt": lines for split, lines in lists.items()}}.items():
+        with atomic_write(args.dst / name) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        print(f"{args.dst / name}: {len(lines):,} lines")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lists -> folders of links
+
+
+def frames_of(source: Path, row: Row, prefix: str) -> list[str]:
+    """Names of the frames a row means, all of them or none."""
+    names = [name for name in frame_files(source) if name.startswith(prefix)] if source.is_dir() else []
+    if len(row.numbers) == 1:
+        chosen = names[: row.numbers[0]]
+        return chosen if len(chosen) == row.numbers[0] else []
+    first, last = row.numbers
+    chosen = [name for name in names if first <= frame_number(name) <= last]
+    return chosen if len(chosen) == last - first + 1 else []
+
+
+def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> bool:
+    """Makes `target` a link to a video file, or a folder of links to frames. False when they are not all there."""
+    source = root / row.path
+    if not row.numbers:
+        file = next((file for file in (source, source.with_name(f"{source.name}.mp4")) if file.is_file()), None)
+        if file and not (link := target.with_name(file.name)).is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        return file is not None
+    names = frames_of(source, row, prefix)
+    if names:
+        folder = work / uuid.uuid4().hex
+        folder.mkdir()
+        for name in names:
+            (folder / name).symlink_to(source / name)
+        extract.install(folder, target)
+    return bool(names)
+
+
+def read(args: argparse.Namespace) -> int:
+    root = args.root.resolve()
+    names = extract.read_lines(args.names) if args.names else []
+    targets: dict[Path, Row] = {}
+    for split, path in extract.list_files(args.list).items():
+        for line in extract.read_lines(path):
+            row = parse_row(line, args.format, args.separator, args.first_label)
+            if names and row.label >= len(names):
+                raise UserError(f"{path} has label {row.label}, {args.names} has {len(names)} classes from 0: give its own")
+            label = extract.folder_name(names[row.label]) if names else f"{row.label:04d}"
+            part = "_{}_{}".format(*row.numbers) if len(row.numbers) == 2 else ""
+            target = args.dst.resolve() / split / label / f"{Path(row.path).name}{part}"
+            if targets.setdefault(target, row) != row:
+                raise UserError(f"'{targets[target].path}' and '{row.path}' would both be {target}: rename one of them")
+    with extract.writing_to(args.dst), extract.alone(args.dst, "annotate"):
+        work = extract.empty_folder(args.dst / extract.UNFINISHED / "annotate")
+        todo = {target: row for target, row in targets.items() if not (target.exists() or target.is_symlink())}
+        failures = {
+            row.path: f"not in {root}, or not with the frames that its line says"
+            for target, row in todo.items()
+            if not link_row(row, root, target, work, args.prefix)
+        }
+        print(f"{len(targets):,} videos listed, {len(targets) - len(failures):,} linked in {args.dst}")
+        return extract.name_failures(args.dst, failures)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="write|read")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--format", choices=COLUMNS, default="frames", help="what a line holds")
+    shared.add_argument("--separator", default=" ", metavar="LETTER", help="between columns; ';' where names have blanks")
+    shared.add_argument("--first_label", type=int, choices=(0, 1), default=0, help="number of the first class")
+
+    options: dict[str, Any] = {"parents": [shared], "formatter_class": extract.HelpFormatter, "allow_abbrev": False}
+    writing = commands.add_parser("write", help="lists of a data set in folders", **options)
+    writing.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="{train,val,test}/<class>/<video>")
+    writing.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="for the lists and category.txt")
+    reading = commands.add_parser("read", help="folders, of links, of a data set in lists", **options)
+    reading.add_argument(
+        "--list", type=Path, nargs="+", required=True, metavar="FILE", help="whose names say train, val or test"
+    )
+    reading.add_argument("--root", type=Path, required=True, metavar="FOLDER", help="what the paths are relative to")
+    reading.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make")
+    reading.add_argument("--names", type=Path, metavar="FILE", help="class names, a line each; else numbers name classes")
+    reading.add_argument("--prefix", default="", help="of the frames, where a folder also holds others: img_")
+    args = parser.parse_args(argv)
+    return extract.guarded(lambda: {"write": write, "read": read}[args.command](args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

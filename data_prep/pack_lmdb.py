@@ -1,0 +1,192 @@
+"""Packs a data set into one LMDB file per split: few large files in place of millions of small ones.
+
+    python data_prep/pack_lmdb.py --src data/ucf101 --dst data/ucf101_lmdb        # folders of frames: their images
+    python data_prep/pack_lmdb.py --src videos --dst videos_lmdb                  # video files: their bytes
+    python data_prep/pack_lmdb.py --src data/ucf101 --dst data/ucf101_lmdb --verify
+
+Bytes are packed as they are, so a packed data set gives the same pixels. A run that was stopped goes on with the videos
+that are not in yet; a video that is in is not looked at again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import lmdb
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from data_prep import extract
+from frame_sources import (
+    LMDB_INDEX,
+    LMDB_KEY_BYTES,
+    BadVideo,
+    VideoFile,
+    frame_files,
+    list_video_files,
+    lmdb_key,
+    pack_images,
+    pack_video,
+    packed_frames,
+)
+from utils import UserError
+
+LMDB_KIND = b"//kind"
+BATCH = 32  # videos read at a time and written in one transaction: what a kill takes back
+FIRST_MAP_SIZE = 1 << 30  # bytes of addresses, doubled when used up; the file is no larger than its content
+
+Listing = dict[str, dict[str, Path]]  # class -> video -> a folder of frames or a video file
+
+
+def list_split(root: Path) -> tuple[str, Listing]:
+    """('images' or 'video', listing) of a split folder. Raises UserError where it holds both or none."""
+    folders: Listing = {}
+    for label in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        videos = sorted(entry for entry in label.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        folders[label.name] = {video.name: video for video in videos}
+    try:
+        listed = list_video_files(root)
+    except BadVideo as error:
+        raise UserError(str(error)) from error
+    files = {label: {name: Path(path) for name, path in videos.items()} for label, videos in listed.items()}
+    kinds = {kind: listing for kind, listing in (("images", folders), ("video", files)) if any(listing.values())}
+    if len(kinds) != 1:
+        found = "both" if kinds else "neither"
+        raise UserError(f"{root} holds {found}: expected folders of frames or video files in class folders")
+    return kinds.popitem()
+
+
+def packed(video: Path) -> bytes | str:
+    """The value to store, or what is wrong with the video."""
+    try:
+        if not video.is_dir():
+            return pack_video(VideoFile(video).num_frames, video.read_bytes())
+        images = [video / name for name in frame_files(video)]
+        damaged = next((image.name for image in images if not extract.is_whole(image)), None)
+        if damaged or not images:
+            return f"{damaged} is cut short" if damaged else "the folder holds no .jpg or .png file"
+        return pack_images([image.read_bytes() for image in images])
+    except BadVideo as error:
+        return str(error)
+
+
+class Pack:
+    """An LMDB file under construction. Only what a transaction has finished is in it, whatever ends the process."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        # A lock of our own keeps other writers away, and readers do without: no lock file beside the data.
+        self._file = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_SIZE, readahead=False)
+        made = (self.get(LMDB_KIND) or b"").decode()
+        if made and made != kind:
+            raise UserError(f"{path} was begun with {made}, --src holds {kind}: give another --dst")
+        if not made:
+            self.put({LMDB_KIND: kind.encode()})
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._file.begin() as transaction:
+            return transaction.get(key)
+
+    def frames(self, key: bytes) -> int | None:
+        """Number of frames of a video that is in, else None; its other bytes are not read."""
+        with self._file.begin(buffers=True) as transaction:
+            value = transaction.get(key)
+            return None if value is None else packed_frames(value)
+
+    def put(self, values: dict[bytes, bytes]) -> None:
+        """Stores all of them or none."""
+        try:
+            with self._file.begin(write=True) as transaction:
+                for key, value in values.items():
+                    transaction.put(key, value)
+        except lmdb.MapFullError:
+            self._file.set_mapsize(2 * self._file.info()["map_size"])
+            self.put(values)
+        except lmdb.Error as error:
+            if any(os.strerror(code) in str(error) for code in extract.NEVER_FITS):
+                raise extract.DiskFull(self.path.parent) from error
+            raise UserError(f"could not write {self.path} ({error}); remove it and pack again") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
+    """Packs a split folder. Returns what could not be packed: {video: reason}."""
+    kind, listing = list_split(root)
+    videos = {lmdb_key(label, name): video for label, names in listing.items() for name, video in names.items()}
+    failures = {key.decode(): "its name is too long for a key" for key in videos if len(key) > LMDB_KEY_BYTES}
+    pack = Pack(path, kind)
+    todo = [key for key in videos if len(key) <= LMDB_KEY_BYTES and pack.frames(key) is None]
+    print(f"{root.name}: {len(videos):,} videos, {len(todo):,} to do")
+    with tqdm(total=len(todo), desc=root.name, unit=" videos", disable=not todo) as bar, ThreadPool(jobs) as pool:
+        for start in range(0, len(todo), BATCH):
+            batch = todo[start : start + BATCH]
+            values = dict(zip(batch, pool.map(packed, [videos[key] for key in batch]), strict=True))
+            pack.put({key: value for key, value in values.items() if isinstance(value, bytes)})
+            failures |= {key.decode(): value for key, value in values.items() if isinstance(value, str)}
+            bar.update(len(batch))
+    # The index comes last: its presence says that the split is whole.
+    counts = {label: {name: pack.frames(lmdb_key(label, name)) for name in names} for label, names in listing.items()}
+    counts = {label: {name: count for name, count in names.items() if count} for label, names in counts.items()}
+    pack.put({LMDB_INDEX: json.dumps({"kind": kind, "videos": counts}, ensure_ascii=False).encode()})
+    pack.close()
+    return failures
+
+
+def verify_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
+    """Compares every byte with the source. Returns what differs: {video: reason}."""
+    kind, listing = list_split(root)
+    pack = Pack(path, kind)
+    videos = [(lmdb_key(label, name), video) for label, names in listing.items() for name, video in names.items()]
+
+    def compare(pair: tuple[bytes, Path]) -> tuple[str, str]:
+        key, video = pair
+        return key.decode(), "" if pack.get(key) == packed(video) else "it differs from its source or is not in"
+
+    differing = {name: reason for name, reason in extract.in_parallel(compare, videos, jobs, doing=root.name) if reason}
+    pack.close()
+    print(f"{root.name}: {len(videos) - len(differing):,} of {len(videos):,} videos are as in the source")
+    return differing
+
+
+def run(args: argparse.Namespace) -> int:
+    src, dst = extract.check_folders(args.src, args.dst)
+    splits = [split for split in extract.SPLITS if (src / split).is_dir()]
+    if not splits:
+        raise UserError(f"{src} has none of the folders {', '.join(extract.SPLITS)}: expected {src}/train/<class>/<video>")
+    failures: dict[str, str] = {}
+    with extract.writing_to(dst), extract.alone(dst, "pack"):
+        for split in splits:
+            path = dst / f"{split}.lmdb"
+            if args.verify and not path.exists():
+                raise UserError(f"no file at {path}: pack first, then verify")
+            work = verify_split if args.verify else pack_split
+            failures |= {f"{split}/{video}": reason for video, reason in work(src / split, path, args.jobs).items()}
+        return extract.name_failures(dst, failures)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        "--src",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="{train,val,test}/<class>/ with folders of frames or video files; is only read",
+    )
+    parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="where train.lmdb, ... go or go on")
+    parser.add_argument("--verify", action="store_true", help="pack nothing, compare what is packed with the source")
+    extract.add_jobs(parser, "videos read at a time")
+    args = parser.parse_args(argv)
+    return extract.guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
