@@ -1,0 +1,449 @@
+"""The base class, TSN and TRX: against literal forms, and what every method must keep."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+import run
+from model.head import CNN_FSHead, LogitScale, group_by_class
+from model.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, prototype_distances
+from tests.oracles import trx_tsn as literal
+from utils import UserError
+
+STEPS, WIDTH = 5, 64  # of conv4 on clips of five frames
+EQUAL_SHOTS = torch.tensor([1, 0, 2, 2, 1, 0])
+ONE_SHOT = torch.tensor([2, 0, 1])
+UNEQUAL_SHOTS = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])
+
+
+def build(*flags: str) -> CNN_FSHead:
+    """A head on a small backbone with random weights, always the same ones."""
+    torch.manual_seed(0)
+    settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS)]
+    return run.build_head(run.build_parser().parse_args([*settings, *flags]))
+
+
+def build_trx(*cardinalities: int, width: int = 24) -> CNN_FSHead:
+    flags = ["--method", "trx", "--trans_linear_out_dim", str(width), "--temp_set", *map(str, cardinalities)]
+    return build(*flags).eval()
+
+
+def features(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Not negative and unlike each other, as after a ReLU."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype).relu()
+
+
+def frames(clips: int, *episodes: int, size: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(clips)
+    return torch.randn(*episodes, clips * STEPS, 3, size, size, generator=generator)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TRX
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("labels", [ONE_SHOT, EQUAL_SHOTS, UNEQUAL_SHOTS], ids=["one shot", "equal", "unequal"])
+@pytest.mark.parametrize("cardinalities", [[1], [2], [3], [2, 3], [4], [STEPS]])
+def test_trx_equals_its_equations(cardinalities, labels, dtype):
+    head = build_trx(*cardinalities).to(dtype)
+    support, target = features(len(labels), STEPS, WIDTH, dtype=dtype), features(4, STEPS, WIDTH, dtype=dtype)
+    logits = head.classify(support[None], labels[None], target[None])[0]
+    torch.testing.assert_close(logits, literal.trx(head, support, labels, target), **TOLERANCE[dtype])
+
+
+TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
+
+
+def test_trx_gradients_equal_those_of_its_equations():
+    head = build_trx(2, 3).double()
+    support, target = features(len(UNEQUAL_SHOTS), STEPS, WIDTH), features(4, STEPS, WIDTH)
+    inputs = [support.requires_grad_(), target.requires_grad_(), *head.transformers.parameters()]
+    fast = head.classify(support[None], UNEQUAL_SHOTS[None], target[None])[0]
+    slow = literal.trx(head, support, UNEQUAL_SHOTS, target)
+    cotangent = torch.randn_like(fast)
+    for found, expected in zip(
+        torch.autograd.grad(fast, inputs, cotangent), torch.autograd.grad(slow, inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_trx_with_the_whole_clip_as_its_only_tuple_and_one_shot_compares_values():
+    head = build_trx(STEPS).double()
+    support, target = features(3, STEPS, WIDTH), features(4, STEPS, WIDTH)
+    branch = head.transformers[0]
+    values = [branch.v_linear(branch.pe(steps))[:, 0] for steps in (support, target)]
+    expected = -(values[1][:, None] - values[0]).square().sum(-1)
+    torch.testing.assert_close(head.classify(support[None], torch.arange(3)[None], target[None])[0], expected)
+
+
+def test_trx_tells_a_clip_from_its_reverse():
+    """By its encoding of time; without it, only tuples of two and more frames can."""
+    support = features(2, STEPS, WIDTH)
+    support = torch.stack([support[0], support[0].flip(0)])
+    labels, target = torch.arange(2)[None], support[None]
+    for cardinality in (1, 2):
+        head = build_trx(cardinality).double()
+        head.transformers[0].pe.table.zero_()
+        logits = head.classify(support[None], labels, target)[0]
+        assert ((logits[0, 0] - logits[0, 1]).abs().item() > 1e-3) == (cardinality > 1)
+
+
+@pytest.mark.parametrize("tuples", [3, 12], ids=["fewer than the width", "more than the width"])
+def test_prototype_distances_equal_explicit_prototypes(tuples):
+    width = 8
+    weights = features(2, 3, 7, tuples).softmax(dim=-1)
+    values, queries = features(2, 3, tuples, width), features(2, 7, width)
+    expected = torch.zeros(2, 3, 7, dtype=torch.float64)
+    for b, k, r in torch.cartesian_prod(*map(torch.arange, expected.shape)):
+        prototype = sum(weights[b, k, r, u] * values[b, k, u] for u in range(tuples))
+        expected[b, k, r] = (queries[b, r] - prototype).square().sum()
+    torch.testing.assert_close(prototype_distances(weights, values, queries), expected)
+
+
+def test_distances_are_never_negative():
+    """A query that is its own prototype has distance 0, which rounding must not turn below."""
+    values = 100 * features(1, 1, 4, 64, dtype=torch.float32)
+    weights = torch.eye(4)[None, None]
+    assert prototype_distances(weights, values, values[:, 0]).min() >= 0
+
+
+@pytest.mark.parametrize("cardinality", [1, 2, 3, STEPS])
+def test_tuple_linear_equals_a_linear_map_of_built_tuples(cardinality):
+    layer = TupleLinear(WIDTH, cardinality, 7, STEPS).double()
+    plain = nn.Linear(cardinality * WIDTH, 7).double()
+    plain.load_state_dict(layer.state_dict())
+    steps = features(2, 3, STEPS, WIDTH).requires_grad_()
+    tuples = torch.stack(
+        [torch.cat([steps[:, :, t] for t in c], -1) for c in combinations(range(STEPS), cardinality)], 2
+    )
+    fast, slow = layer(steps), plain(tuples)
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    cotangent = torch.randn_like(fast)
+    found = torch.autograd.grad(fast, [steps, layer.weight, layer.bias], cotangent)
+    expected = torch.autograd.grad(slow, [steps, plain.weight, plain.bias], cotangent)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [WIDTH, 7])
+def test_positional_encoding_equals_the_published_formula(width):
+    encoding = PositionalEncoding(width, max_steps=12, dropout=0.0)
+    zeros = torch.zeros(2, STEPS, width)
+    torch.testing.assert_close(encoding(zeros)[1], literal.positional_encoding(12, width)[:STEPS])
+
+
+def test_dropout_acts_on_frames_before_tuples_and_differs_between_cardinalities():
+    head = build("--method", "trx", "--temp_set", "2", "3", "--trans_dropout", "0.5").train()
+    seen: list[Tensor] = []
+    for branch in head.transformers:
+        for layer in (branch.k_linear, branch.v_linear):
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    target = 1 + features(1, 2, STEPS, WIDTH, dtype=torch.float32)
+    head.classify(target, torch.arange(2)[None], target)
+    support_steps = [steps for steps in seen if steps.ndim == 5]
+    assert all(steps.shape[-2] == STEPS for steps in seen)
+    dropped = [steps == 0 for steps in support_steps]
+    assert len(dropped) == 4
+    assert all(0.4 < mask.float().mean() < 0.6 for mask in dropped)
+    same = {(a, b): torch.equal(dropped[a], dropped[b]) for a, b in combinations(range(4), 2)}
+    assert [pair for pair, equal in same.items() if equal] == [(0, 1), (2, 3)]  # keys and values share their draw
+
+
+@pytest.mark.parametrize(("cardinality", "parameters"), [(2, 9_441_792), (3, 14_160_384)])
+def test_trx_has_as_many_parameters_as_the_published_one(cardinality, parameters):
+    with torch.device("meta"):
+        branch = TemporalCrossTransformer(2048, 1152, cardinality, num_steps=8, dropout=0.1)
+    assert sum(p.numel() for p in branch.parameters()) == parameters
+    assert list(branch.state_dict()) == [
+        "k_linear.weight", "k_linear.bias", "v_linear.weight", "v_linear.bias", "norm_k.weight", "norm_k.bias",
+    ]  # fmt: skip
+
+
+def test_trx_refuses_tuples_longer_than_the_clip():
+    with pytest.raises(UserError, match=f"--temp_set 2 6 needs tuples of 1 to {STEPS} steps"):
+        build("--method", "trx", "--temp_set", "2", "6")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TSN
+
+
+@pytest.mark.parametrize("labels", [ONE_SHOT, EQUAL_SHOTS, UNEQUAL_SHOTS], ids=["one shot", "equal", "unequal"])
+@pytest.mark.parametrize("distance", ["cosine", "sqeuclid"])
+def test_tsn_equals_its_literal_form_up_to_a_constant_of_each_query(distance, labels):
+    head = build("--method", "tsn", "--tsn_distance", distance).double()
+    support, target = features(len(labels), STEPS, WIDTH), features(6, STEPS, WIDTH)
+    logits = head.classify(support[None], labels[None], target[None])[0]
+    expected = literal.tsn(head, support, labels, target)
+    if distance == "cosine":
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits.softmax(-1), expected.softmax(-1), rtol=1e-9, atol=1e-9)
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "sqeuclid"])
+def test_tsn_is_blind_to_the_order_of_frames(distance):
+    head = build("--method", "tsn", "--tsn_distance", distance).double()
+    support, target = features(1, 6, STEPS, WIDTH), features(1, 4, STEPS, WIDTH)
+    reversed_logits = head.classify(support.flip(2), EQUAL_SHOTS[None], target.flip(2))
+    torch.testing.assert_close(reversed_logits, head.classify(support, EQUAL_SHOTS[None], target))
+
+
+def test_squared_distances_do_not_change_when_all_features_move_together():
+    head = build("--method", "tsn", "--tsn_distance", "sqeuclid").double()
+    support, target, shift = features(1, 6, STEPS, WIDTH), features(1, 4, STEPS, WIDTH), features(WIDTH)
+    probabilities = head.classify(support, EQUAL_SHOTS[None], target).softmax(-1)
+    shifted = head.classify(support + shift, EQUAL_SHOTS[None], target + shift).softmax(-1)
+    torch.testing.assert_close(shifted, probabilities)
+
+
+@pytest.mark.parametrize(("log_scale", "factor"), [(-9.0, 1.0), (0.0, 1.0), (9.0, 100.0)])
+def test_logit_scale_stays_within_its_range(log_scale, factor):
+    scale = LogitScale(10.0)
+    torch.testing.assert_close(scale(torch.ones(2)), torch.full((2,), 10.0))
+    scale.log_scale.data.fill_(log_scale)
+    torch.testing.assert_close(scale(torch.ones(2)), torch.full((2,), factor))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grouping by class
+
+
+def test_group_by_class_equals_a_loop_and_keeps_order():
+    labels = torch.stack([UNEQUAL_SHOTS, torch.tensor([2, 2, 2, 2, 2, 1, 0, 0])])
+    support = features(2, 8, 3)
+    grouped, present = group_by_class(support, labels)
+    assert grouped.shape == (2, 3, 5, 3)
+    for b, k in torch.cartesian_prod(torch.arange(2), torch.arange(3)):
+        shots = support[b][labels[b] == k]
+        assert torch.equal(grouped[b, k][: len(shots)], shots)
+        assert not grouped[b, k][len(shots) :].any()
+        assert present[b, k].tolist() == [True] * len(shots) + [False] * (5 - len(shots))
+
+
+def test_a_class_without_support_is_named():
+    labels = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 3]])
+    with pytest.raises(ValueError, match=r"class 2 of episode 1 has no support video: expected labels 0\.\.3"):
+        group_by_class(features(2, 4, 3), labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What every method keeps
+
+
+@pytest.fixture(params=run.METHODS)
+def head(request) -> CNN_FSHead:
+    return build("--method", request.param, "--way", "2", "--shot", "7")
+
+
+def test_way_and_shots_come_from_the_labels(head):
+    outputs = head.eval()(frames(8), UNEQUAL_SHOTS, frames(4))
+    assert outputs["logits"].shape == (4, 3)
+    assert outputs["logits"].isfinite().all()
+
+
+def test_renaming_the_classes_renames_the_logits(head):
+    head.eval()
+    names = torch.tensor([1, 2, 0])
+    logits = head(frames(8), UNEQUAL_SHOTS, frames(4))["logits"]
+    renamed = head(frames(8), names[UNEQUAL_SHOTS], frames(4))["logits"]
+    torch.testing.assert_close(renamed[:, names], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_each_query_is_scored_by_itself(head):
+    head.eval()
+    together = head(frames(6), EQUAL_SHOTS, frames(4))["logits"]
+    alone = head(frames(6), EQUAL_SHOTS, frames(4)[2 * STEPS : 3 * STEPS])["logits"]
+    torch.testing.assert_close(alone[0], together[2], rtol=1e-4, atol=1e-4)
+
+
+def test_many_episodes_at_once_equal_one_after_the_other(head):
+    head.eval()
+    labels = torch.stack([UNEQUAL_SHOTS, torch.tensor([1, 1, 0, 2, 0, 1, 2, 0])])  # other shots in each episode
+    support, target = frames(8, 2), frames(4, 2)
+    together = head(support, labels, target)["logits"]
+    for b in range(2):
+        torch.testing.assert_close(together[b], head(support[b], labels[b], target[b])["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient(head):
+    outputs = head.train()(frames(6), EQUAL_SHOTS, frames(4))
+    head.loss({"target_labels": torch.tensor([0, 1, 2, 0])}, outputs).backward()
+    without = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_head_computes_in_float32_whatever_the_backbone_ran_in(head):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head.eval()(frames(6), EQUAL_SHOTS, frames(4))["logits"]
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_one_episode_can_be_learnt_by_heart(head):
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    task = {"target_labels": torch.tensor([0, 1, 2])}
+    losses = []
+    for _ in range(12):
+        loss = head.train().loss(task, head(frames(6), EQUAL_SHOTS, frames(3)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The base class
+
+
+def test_support_and_query_in_one_backbone_call_or_two():
+    joint, separate = build("--method", "tsn"), build("--method", "tsn", "--separate_backbone_calls")
+    images = 2 * frames(6) + 1, frames(4)
+    for features_joint, features_separate in zip(
+        joint.eval().get_feats(*images), separate.eval().get_feats(*images), strict=True
+    ):
+        torch.testing.assert_close(features_joint, features_separate, rtol=1e-5, atol=1e-5)
+    # In training, batch norm's statistics are those of the call.
+    for features_joint, features_separate in zip(
+        joint.train().get_feats(*images), separate.train().get_feats(*images), strict=True
+    ):
+        assert relative_error(features_joint, features_separate) > 0.01
+
+
+def test_features_are_those_of_the_clips_in_order():
+    head = build("--method", "tsn").eval()
+    support, target = head.get_feats(frames(3), frames(2))
+    assert support.shape == (3, STEPS, WIDTH)
+    torch.testing.assert_close(target, head.backbone(rearrange(frames(2), "(n t) c h w -> n t c h w", t=STEPS)))
+
+
+def test_a_head_may_read_maps():
+    head = build("--method", "tsn").eval()
+    head.reads = "maps"
+    support, target = head.get_feats(frames(3, size=32), frames(2, size=32))
+    assert (support.shape, target.shape) == ((3, WIDTH, STEPS, 2, 2), (2, WIDTH, STEPS, 2, 2))
+
+
+@pytest.mark.parametrize(("bn", "moves"), [("train", True), ("frozen", False)])
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(bn, moves):
+    head = build("--method", "tsn", "--bn", bn).train()
+    norm = next(module for module in head.backbone.modules() if isinstance(module, nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    head.eval().train()  # as after a validation
+    outputs = head(frames(6), EQUAL_SHOTS, frames(4))
+    assert torch.equal(norm.running_mean, before) != moves
+    head.loss({"target_labels": torch.tensor([0, 1, 2, 0])}, outputs).backward()
+    assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1), ("sum", 4)])
+def test_loss_is_the_mean_or_the_sum_over_an_episodes_queries(reduction, factor):
+    head = build("--method", "tsn", "--loss_reduction", reduction)
+    logits, labels = features(2, 4, 3, dtype=torch.float32), torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
+    expected = -logits.log_softmax(-1).gather(-1, labels[..., None]).mean()
+    torch.testing.assert_close(head.loss({"target_labels": labels}, {"logits": logits}), factor * expected)
+    # Classes written for the TRX-style libraries carry labels as floats.
+    alone = head.loss({"target_labels": labels[0].float()}, {"logits": logits[0]})
+    torch.testing.assert_close(alone, head.loss({"target_labels": labels[:1]}, {"logits": logits[:1]}))
+
+
+def test_spreading_over_gpus_keeps_clips_whole_and_the_names_of_weights(monkeypatch):
+    class Chunks(nn.Module):
+        """Stands in for DataParallel: it cuts its input along the first axis."""
+
+        def __init__(self, module: nn.Module, device_ids: list[int]) -> None:
+            super().__init__()
+            self.module, self.parts = module, len(device_ids)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            assert clips.shape[1] == STEPS
+            return torch.cat([self.module(part) for part in clips.chunk(self.parts)])
+
+    monkeypatch.setattr(nn, "DataParallel", Chunks)
+    head = build("--method", "trx", "--num_gpus", "3").eval()
+    names, logits = list(head.state_dict()), head(frames(6), EQUAL_SHOTS, frames(4))["logits"]
+    head.distribute_model()
+    assert isinstance(head.spread_backbone[0], Chunks)
+    assert list(head.state_dict()) == names
+    torch.testing.assert_close(head(frames(6), EQUAL_SHOTS, frames(4))["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes written for the TRX-style libraries
+
+FOREIGN_CLASSES = """
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import CNN_FSHead
+from utils import extract_class_indices, cos_sim
+
+
+class ThroughGetFeats(CNN_FSHead):
+    def __init__(self, args):
+        super(ThroughGetFeats, self).__init__(args)
+        self.project = nn.Linear(self.args.trans_linear_in_dim, self.args.trans_linear_in_dim, bias=False)
+        nn.init.eye_(self.project.weight)
+
+    def forward(self, support_images, support_labels, target_images):
+        support_features, target_features = self.get_feats(support_images, target_images)
+        unique_labels = torch.unique(support_labels)
+        support_features = torch.mean(self.project(support_features), dim=1)
+        target_features = torch.mean(self.project(target_features), dim=1)
+        class_sim = cos_sim(target_features, support_features)
+        class_sim = [torch.mean(torch.index_select(class_sim, 1, extract_class_indices(support_labels, c)), dim=1)
+                     for c in unique_labels]
+        return {"logits": torch.stack(class_sim).transpose(0, 1)}
+
+    def loss(self, task_dict, model_dict):
+        return F.cross_entropy(model_dict["logits"], task_dict["target_labels"].long())
+
+    def distribute_model(self):
+        if self.args.num_gpus > 1:
+            self.backbone.cuda(0)
+            self.backbone = torch.nn.DataParallel(self.backbone, device_ids=[i for i in range(0, self.args.num_gpus)])
+            self.project.cuda(0)
+
+
+class ThroughBackbone(ThroughGetFeats):
+    def forward(self, support_images, support_labels, target_images):
+        support_features = self.backbone(support_images).squeeze()
+        target_features = self.backbone(target_images).squeeze()
+        dim = int(support_features.shape[1])
+        assert dim == self.args.trans_linear_in_dim
+        support_features = support_features.reshape(-1, self.args.seq_len, dim).mean(dim=1)
+        target_features = target_features.reshape(-1, self.args.seq_len, dim).mean(dim=1)
+        sims = cos_sim(target_features, support_features)
+        all_logits = torch.zeros(target_features.shape[0], self.args.way)
+        for label_idx, c in enumerate(torch.unique(support_labels)):
+            all_logits[:, label_idx] = sims[:, extract_class_indices(support_labels, c)].mean(dim=1)
+        return {"logits": all_logits}
+"""
+
+
+def test_a_class_of_the_trx_style_libraries_runs_as_it_is(tmp_path: Path):
+    file = tmp_path / "foreign.py"
+    file.write_text(FOREIGN_CLASSES)
+    task = {"target_labels": torch.tensor([0.0, 1.0, 2.0, 0.0])}
+    same_in_ours = build("--method", "tsn", "--tsn_scale", "1").eval()
+    expected = same_in_ours(frames(6), EQUAL_SHOTS, frames(4))["logits"]
+    for name in ("ThroughGetFeats", "ThroughBackbone"):
+        head = build("--method", f"{file}:{name}", "--way", "3")
+        head.distribute_model()
+        logits = head.eval()(frames(6), EQUAL_SHOTS.float(), frames(4))["logits"]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        head.train()
+        head.loss(task, head(frames(6), EQUAL_SHOTS, frames(4))).backward()
+        assert all(p.grad is not None for p in head.backbone.parameters())
