@@ -15,6 +15,7 @@ import argparse
 import difflib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,6 @@ import subprocess
 import sys
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -256,6 +256,11 @@ class Settings:
     quality: int
 
     @property
+    def timing(self) -> list[str]:
+        """Before the input: a made-up rate numbers the frames, where equal or falling time stamps would stop ffmpeg."""
+        return [] if self.fps else ["-r", "25"]
+
+    @property
     def filters(self) -> list[str]:
         rate = [f"fps={self.fps:g}"] if self.fps else []
         if self.size == "original":
@@ -361,6 +366,8 @@ class Extractor:
 
     def _run(self, source: Path, stream: int, folder: Path) -> str:
         """ffmpeg's complaints. Raises BadVideo when it gave up."""
+        if source.is_dir() and self.settings.fps:
+            raise UserError(f"--fps needs videos, and {source} is a folder of frames, which has no rate: leave --fps out")
         image, filters = self.settings.image, self.settings.filters
         if source.is_dir() and not filters and frame_files(source)[0].lower().endswith(f".{image}"):
             coding = ["-c:v", "copy"]  # images that need no change keep their bytes
@@ -368,7 +375,8 @@ class Extractor:
             coding = ["-pix_fmt", "rgb24"]
         else:
             coding = ["-q:v", str(self.settings.quality)]
-        command = [self.program, "-hide_banner", "-nostdin", "-v", "error", "-threads", "1", *_input(source, stream)]
+        command = [self.program, "-hide_banner", "-nostdin", "-v", "error", "-threads", "1"]
+        command += [*self.settings.timing, *_input(source, stream)]
         command += [*(["-vf", ",".join(filters)] if filters else []), *self.every_frame, *coding, "-threads", "1"]
         command += ["-f", "image2", f"file:{folder}/".replace("%", "%%") + f"%05d.{image}"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
@@ -544,6 +552,11 @@ def number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def shard_of(video: Video, shards: int) -> int:
+    """By its name alone, so that machines which find different videos still share them out alike."""
+    return int(hashlib.sha256(video.folder.encode()).hexdigest()[:15], 16) % shards
+
+
 def shard(text: str) -> tuple[int, int]:
     """For argparse: 'i/n' with i from 0 to n - 1."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -656,7 +669,7 @@ def _run(args: argparse.Namespace, wanted: Wanted) -> int:
         raise UserError(f"no video of this split is in {args.src}: expected the unpacked download, see --help")
     index, shards = args.shard or (0, 1)
     part = f".shard-{index}-of-{shards}" if shards > 1 else ""
-    videos = [video for video in videos if zlib.crc32(video.folder.encode()) % shards == index]
+    videos = [video for video in videos if shard_of(video, shards) == index]
     missing = {video.folder: video.count for video in videos if video.source is None}
     videos = [video for video in videos if video.source]
     with writing_to(dst), alone(dst, "all", shared=shards > 1), alone(dst, f"part{part}"):

@@ -3,8 +3,8 @@
     python data_prep/extract_kinetics.py --src k400 --dst data/kinetics_cmn --list lists     # a folder: train.list, ...
     python data_prep/extract_kinetics.py --src k400 --dst data/k400 --split official --list train.csv val.csv
 
-Videos are looked up by name anywhere below --src: YOUTUBEID_SSSSSS_EEEEEE (start and end second), or by the 11 letters
-of the id where just one file begins with them. splits/kinetics_cmn/SOURCE.md says where the public lists of CMN are.
+Videos are looked up by name anywhere below --src: YOUTUBEID_SSSSSS_EEEEEE (start and end second), or the id alone.
+splits/kinetics_cmn/SOURCE.md says where the public lists of CMN are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,19 +54,9 @@ def official_rows(files: dict[str, Path]) -> extract.Rows:
 
 
 def finder(src: Path) -> Callable[[str, str], Path | None]:
-    """Looks a video up by its whole name, then by its id."""
-    by_name: dict[str, Path] = {}
-    by_id: dict[str, list[Path]] = defaultdict(list)
-    for path in extract.find_videos(src):
-        name = extract.stem(path.name)
-        by_name.setdefault(name, path)
-        by_id[name[:ID_LETTERS]].append(path)
-
-    def find(label: str, name: str) -> Path | None:
-        candidates = by_id.get(name[:ID_LETTERS], [])
-        return by_name.get(name) or (candidates[0] if len(candidates) == 1 else None)
-
-    return find
+    """Looks a clip up by its whole name; a file that is called by its id alone will do, one of other seconds will not."""
+    paths = {extract.stem(path.name): path for path in extract.find_videos(src)}
+    return lambda label, name: paths.get(name) or paths.get(name[:ID_LETTERS])
 
 
 def wanted(args: argparse.Namespace) -> list[extract.Video]:

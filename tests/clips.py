@@ -1,0 +1,47 @@
+"""Small videos and trees of them for the tests of data_prep and frame_sources. They need the program ffmpeg."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+
+def make_clip(path: Path, *options: str, frames: int = 10, size: str = "64x48", rate: int = 10) -> Path:
+    """Encodes a moving test picture; the suffix says the container, `options` go to ffmpeg before the output."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = ["-f", "lavfi", "-i", f"testsrc=size={size}:rate={rate}"]
+    command = ["ffmpeg", "-v", "error", "-y", *source, "-frames:v", str(frames), *options, f"file:{path}"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def place(clip: Path, *paths: Path) -> None:
+    """Copies a clip to other names."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(clip.read_bytes())
+
+
+def in_a_process(work: Callable[[], object]) -> int:
+    """Runs `work` in a forked process and returns its exit code: -9 when it was killed, else what `work` returned."""
+
+    def run() -> None:
+        raise SystemExit(work())
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """{relative path: content} of the frames of a data set."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for split in ("train", "val", "test")
+        for path in sorted((folder / split).rglob("*"))
+        if path.is_file()
+    }
