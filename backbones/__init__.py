@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import blvnet, i3d, lsnet, resnet2d, resnet3d, s3d, tam, torchvision_video, tsm
+from backbones import blvnet, i3d, lsnet, resnet2d, resnet3d, s3d, tam, tsm
+from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
@@ -22,10 +23,11 @@ __all__ = ["BACKBONES", "Backbone", "FrameBackbone", "build_backbone"]
 
 @dataclasses.dataclass(frozen=True)
 class BackboneEntry:
-    """How to build a backbone, and which torchvision weights are its pretrained ones (None: it has none)."""
+    """How to build a backbone, which torchvision weights are its pretrained ones (None: it has none), its usual clip."""
 
     build: Callable[..., Backbone]
     weights: str | None = None
+    frames: int = 8
 
 
 # ImageNet weights are torchvision's first ones (V1): those the published few-shot figures started from.
@@ -35,11 +37,12 @@ MOBILENET = "MobileNet_V2_Weights.IMAGENET1K_V1"
 
 
 def depths(
-    name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str | None = None
+    name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str | None = None, frames: int = 8
 ) -> dict[str, BackboneEntry]:
     """An entry per depth; '{}' stands for it in the name and in the name of the weights."""
     return {
-        name.format(depth): BackboneEntry(partial(build, depth), weights and weights.format(depth)) for depth in depths
+        name.format(depth): BackboneEntry(partial(build, depth), weights and weights.format(depth), frames)
+        for depth in depths
     }
 
 
@@ -52,23 +55,23 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tsm_mobilenet_v2": BackboneEntry(tsm.mobilenet_v2, MOBILENET),
     **depths("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
     "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
-    **depths("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152)),
-    **depths("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET),
+    **depths("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152), frames=16),
+    **depths("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET, frames=24),
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
     **depths("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
-    **depths("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200)),
+    **depths("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),
     "s3d_inception_v1": BackboneEntry(s3d.inception, INCEPTION),
     **depths("s3d_resnet{}", s3d.resnet, (18, 34, 50, 101, 152), RESNET),
-    "r3d_18": BackboneEntry(torchvision_video.r3d_18, "R3D_18_Weights.KINETICS400_V1"),
-    "mc3_18": BackboneEntry(torchvision_video.mc3_18, "MC3_18_Weights.KINETICS400_V1"),
-    "r2plus1d_18": BackboneEntry(partial(torchvision_video.r2plus1d, 18), "R2Plus1D_18_Weights.KINETICS400_V1"),
-    "r2plus1d_34": BackboneEntry(partial(torchvision_video.r2plus1d, 34, midplanes="paper")),
-    "s3d": BackboneEntry(torchvision_video.s3d, "S3D_Weights.KINETICS400_V1"),
-    "mvit_v1_b": BackboneEntry(partial(torchvision_video.mvit, "mvit_v1_b"), "MViT_V1_B_Weights.KINETICS400_V1"),
-    "mvit_v2_s": BackboneEntry(partial(torchvision_video.mvit, "mvit_v2_s"), "MViT_V2_S_Weights.KINETICS400_V1"),
-    "swin3d_t": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_t"), "Swin3D_T_Weights.KINETICS400_V1"),
-    "swin3d_s": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1"),
-    "swin3d_b": BackboneEntry(partial(torchvision_video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1"),
+    "r3d_18": BackboneEntry(video.r3d_18, "R3D_18_Weights.KINETICS400_V1", 16),
+    "mc3_18": BackboneEntry(video.mc3_18, "MC3_18_Weights.KINETICS400_V1", 16),
+    "r2plus1d_18": BackboneEntry(partial(video.r2plus1d, 18), "R2Plus1D_18_Weights.KINETICS400_V1", 16),
+    "r2plus1d_34": BackboneEntry(partial(video.r2plus1d, 34, midplanes="paper"), None, 16),
+    "s3d": BackboneEntry(video.s3d, "S3D_Weights.KINETICS400_V1", 128),
+    "mvit_v1_b": BackboneEntry(partial(video.mvit, "mvit_v1_b"), "MViT_V1_B_Weights.KINETICS400_V1", 16),
+    "mvit_v2_s": BackboneEntry(partial(video.mvit, "mvit_v2_s"), "MViT_V2_S_Weights.KINETICS400_V1", 16),
+    "swin3d_t": BackboneEntry(partial(video.swin3d, "swin3d_t"), "Swin3D_T_Weights.KINETICS400_V1", 32),
+    "swin3d_s": BackboneEntry(partial(video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1", 32),
+    "swin3d_b": BackboneEntry(partial(video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1", 32),
 }
 
 
