@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import dataclasses
-import os
-import shlex
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import BACKBONES, build_backbone, import_from_file
+from evaluation import Predictions, Tally
+from feature_store import FeatureStore, fingerprint, stored_episodes
 from frame_sources import BadVideo
-from model import CNN_TRX, CNN_TSN, CNN_FSHead
+from model import CNN_FSHead
+from settings import BEST, FINAL, LATEST, METHODS, build_head, build_parser, find_checkpoint, parse_args, print_list
 from transforms import ClipTransform, InputSpec
 from utils import (
     RunFolder,
@@ -36,316 +36,23 @@ from utils import (
     accuracy_interval,
     is_time,
     load_checkpoint,
-    read_json,
     save_checkpoint,
     seed_everything,
-    unknown_name,
     versions,
     write_json,
 )
-from video_reader import SAMPLINGS, Split, VideoDataset, read_episodes
+from video_reader import (
+    Split,
+    VideoDataset,
+    episodes_fingerprint,
+    read_episodes,
+    seal_episodes,
+    unseal_episodes,
+)
 
-METHODS: dict[str, type[CNN_FSHead]] = {"tsn": CNN_TSN, "trx": CNN_TRX}
+EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
-LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
-
-# What may change when a run goes on: how it is run, how long, and how it is tested. All else makes it another run.
-MAY_CHANGE_ON_RESUME = {
-    "resume_from_checkpoint", "checkpoint_dir", "dataset", "num_workers", "num_gpus", "print_freq", "save_freq",
-    "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test",
-    "test_model_name", "patience",
-}  # fmt: skip
-
-# What a run or test that goes on from another does not take from it: where it runs, and what it was asked to do.
-NOT_INHERITED = {
-    "checkpoint_dir", "resume_from_checkpoint", "test_only", "test_model_name", "list", "num_workers", "num_gpus",
-}  # fmt: skip
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the commands at the top as they are written."""
-
-
-class RecipeParser(argparse.ArgumentParser):
-    """Reads `@file.args` recipes: several flags to a line, # begins a comment. A wrong flag is one sentence, exit code 2."""
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
-
-
-def build_parser(own_method: type[CNN_FSHead] | None = None, *, add_help: bool = True) -> argparse.ArgumentParser:
-    """All flags, with those of every method, and of one's own method class if it declares any."""
-    parser = RecipeParser(
-        description=__doc__,
-        formatter_class=HelpFormatter,
-        fromfile_prefix_chars="@",
-        allow_abbrev=False,
-        add_help=add_help,
-    )
-    parser.add_argument("--list", action="store_true", help="print methods and backbones with their sizes, and stop")
-
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--checkpoint_dir", "-c", help="folder of the run: logs, checkpoints and results are written there"
-    )
-    group.add_argument(
-        "--resume_from_checkpoint", "-r", action="store_true",
-        help="go on with the run in -c where it was stopped; settings that are not given come from it",
-    )  # fmt: skip
-    group.add_argument(
-        "--test_only", action="store_true",
-        help="test a checkpoint without training; settings that are not given come from the checkpoint",
-    )  # fmt: skip
-    group.add_argument(
-        "--test_model_name", "-m",
-        help="checkpoint to test: a path, or a file name in -c; unset: the best on validation, else the final one",
-    )  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="decides initial weights, dropout and every episode")
-    group.add_argument("--print_freq", type=int, default=1000, help="log mean loss and accuracy every so many tasks")
-    group.add_argument(
-        "--save_freq", type=int, default=5000, help="save checkpoint.pt every so many tasks; 0: never between"
-    )
-    group.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
-                       help="processes that read episodes ahead; 0 reads in the main process")  # fmt: skip
-    group.add_argument("--num_gpus", type=int, default=1, help="GPUs to spread the backbone over, by whole clips")
-    group.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
-        help="of the backbone; heads compute in float32. bf16 is several times faster where the hardware has it",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="data/ssv2small", help="folder with {train,val,test}/<class>/<video>/*.jpg")
-    group.add_argument("--seq_len", type=int, default=8, help="frames sampled per video")
-    group.add_argument("--img_size", type=int, help="side of the square input, pixels; unset: the backbone's own (224)")
-    group.add_argument(
-        "--sampling", choices=SAMPLINGS, default="linspace",
-        help="frames: evenly spaced; one per equal segment, random in training; evenly between random ends in training",
-    )  # fmt: skip
-    group.add_argument(
-        "--flip", choices=["auto", "on", "off"], default="auto",
-        help="mirror training clips half of the time; auto: not when a class name holds left or right",
-    )  # fmt: skip
-    group.add_argument(
-        "--normalise", choices=["backbone", "none"], default="backbone",
-        help="pixel statistics of the backbone's weights, or none, as weights of the TRX-style libraries were trained",
-    )  # fmt: skip
-    group.add_argument(
-        "--on_bad_video", choices=["error", "skip"], default="error",
-        help="stop at a video that cannot be read, or draw another one of its class and say so",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("episodes")
-    group.add_argument("--way", type=int, default=5, help="classes per episode")
-    group.add_argument("--shot", type=int, default=5, help="support videos per class")
-    group.add_argument("--query_per_class", "-qpc", type=int, default=5, help="query videos per class in training")
-    group.add_argument("--way_test", type=int, help="classes per episode in val and test; unset: as --way")
-    group.add_argument("--shot_test", type=int, help="support videos per class in val and test; unset: as --shot")
-    group.add_argument(
-        "--query_per_class_test", "-qpct", type=int, default=1, help="query videos per class in val and test"
-    )
-
-    group = parser.add_argument_group("training and evaluation")
-    group.add_argument(
-        "--training_iterations", "-i", type=int, default=250020, help="training tasks; 0: test as initialised"
-    )
-    group.add_argument(
-        "--tasks_per_batch", type=int, default=16, help="tasks whose mean gradient makes one optimiser step"
-    )
-    group.add_argument("--learning_rate", "-lr", type=float, default=0.001, help="at the start")
-    group.add_argument("--opt", choices=["sgd", "adam", "adamw"], default="sgd", help="optimiser")
-    group.add_argument("--momentum", type=float, default=0.0, help="of sgd")
-    group.add_argument("--weight_decay", type=float, default=0.0, help="L2 penalty; decoupled with adamw")
-    group.add_argument(
-        "--sch", nargs="+", type=int, default=[1000000], help="tasks after which the learning rate falls to a tenth"
-    )
-    group.add_argument(
-        "--loss_reduction", choices=["mean", "sum"], default="mean",
-        help="over an episode's queries; sum with the rate of the TRX authors equals mean with 25 times that rate",
-    )  # fmt: skip
-    group.add_argument(
-        "--bn", choices=["train", "frozen"], default="train",
-        help="batch norms of the backbone: batch statistics in training, or the stored ones throughout",
-    )  # fmt: skip
-    group.add_argument(
-        "--separate_backbone_calls", action="store_true",
-        help="pass support and query videos through the backbone one after the other, as the TRX-style libraries do; "
-        "differs in batch norm statistics",
-    )  # fmt: skip
-    group.add_argument(
-        "--val_iters", nargs="+", type=int, help="numbers of finished tasks to validate at; the best is kept for the test",
-        default=[10000, 20000, 30000, 50000, 70000, 100000, 150000, 200000, 250000],
-    )  # fmt: skip
-    group.add_argument("--num_val_tasks", type=int, default=1000, help="episodes per validation, always the same ones")
-    group.add_argument("--num_test_tasks", type=int, default=10000, help="episodes of the test")
-    group.add_argument(
-        "--patience", type=int, default=0, help="stop after so many validations without a new best; 0: never"
-    )
-    group.add_argument(
-        "--val_on_test", action="store_true",
-        help="danger: validate on the test split; results are marked as chosen on test and comparable with nothing",
-    )  # fmt: skip
-
-    group = parser.add_argument_group("model")
-    group.add_argument("--method", default="trx", help=f"{', '.join(METHODS)}, or path/to/file.py:Class of one's own")
-    group.add_argument("--backbone", default="resnet50", help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
-    group.add_argument("--pretrained_backbone", "-pt", help="file with backbone weights; unset: ImageNet ones by name")
-    group.add_argument("--no_pretrained", action="store_true", help="start the backbone from random weights")
-
-    for name, head in METHODS.items():
-        if "add_arguments" in vars(head):
-            head.add_arguments(parser.add_argument_group(f"method {name}"))
-    if own_method is not None and "add_arguments" in vars(own_method):
-        own_method.add_arguments(parser.add_argument_group(f"method {own_method.__name__}"))
-    return parser
-
-
-def find_method(name: str) -> type[CNN_FSHead]:
-    """The head class of a name in METHODS, or of path/to/file.py:Class."""
-    if name in METHODS:
-        return METHODS[name]
-    if ":" not in name:
-        raise unknown_name("method", name, METHODS)
-    head = import_from_file(name, "method")
-    if not (isinstance(head, type) and issubclass(head, CNN_FSHead)):
-        raise UserError(f"--method {name} is no subclass of CNN_FSHead: expected a class that extends model.CNN_FSHead")
-    return head
-
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags."""
-    first_look = build_parser(add_help=False)
-    early, _ = first_look.parse_known_args(argv)
-    if early.list:
-        return early
-    if early.checkpoint_dir is None and not {"-h", "--help"} & set(argv):
-        raise UserError("a run folder is needed: give -c FOLDER, where logs, checkpoints and results are written")
-    if early.resume_from_checkpoint and early.test_only:
-        raise UserError("-r goes on with training and --test_only does not train: give one of them")
-
-    saved: dict[str, Any] = {}
-    folder = Path(early.checkpoint_dir or ".")
-    if early.resume_from_checkpoint:
-        RunFolder(folder, resume=True, writes=False)
-        saved = read_json(folder / "args.json")
-        if saved["test_only"]:
-            raise UserError(
-                f"{folder} holds a test without training, nothing to go on with: leave out -r, give another -c"
-            )
-    elif early.test_only:
-        early.test_model_name = str(find_checkpoint(folder, early.test_model_name))
-        saved = load_checkpoint(Path(early.test_model_name))["args"]
-    given_method = (
-        early.method if early.method != first_look.get_default("method") else saved.get("method", early.method)
-    )
-    parser = build_parser(find_method(given_method) if ":" in given_method else None)
-    inherited = {name: value for name, value in saved.items() if name not in NOT_INHERITED}
-    parser.set_defaults(**inherited)
-    args = parser.parse_args(argv)
-    args.test_model_name = early.test_model_name
-    changed = {name for name, value in inherited.items() if getattr(args, name, value) != value}
-    if args.resume_from_checkpoint and (forbidden := changed - MAY_CHANGE_ON_RESUME):
-        name = min(forbidden)
-        raise UserError(
-            f"--{name} was {saved[name]} when this run was started and is {getattr(args, name)} now: leave it out to go on, "
-            "or start a new run with another -c"
-        )
-    model_flags = {
-        action.dest
-        for group in parser._action_groups
-        if group.title and group.title.startswith(("model", "method"))
-        for action in group._group_actions
-    } | {"seq_len"}
-    if args.test_only and (forbidden := changed & model_flags):
-        name = min(forbidden)
-        raise UserError(
-            f"the checkpoint {args.test_model_name} was trained with --{name} {saved[name]}, not {getattr(args, name)}: "
-            "leave the flag out, or give another checkpoint with -m"
-        )
-    check_args(args)
-    return args
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Raises UserError for values that no run can use and flags that contradict each other."""
-    find_method(args.method)
-    at_least_one = (
-        "seq_len", "way", "shot", "query_per_class", "query_per_class_test", "tasks_per_batch", "num_val_tasks",
-        "num_test_tasks", "print_freq", "num_gpus", "img_size", "way_test", "shot_test",
-    )  # fmt: skip
-    at_least_zero = ("training_iterations", "save_freq", "num_workers", "patience", "seed", "momentum", "weight_decay")
-    for least, names in ((1, at_least_one), (0, at_least_zero)):
-        for name in names:
-            value = getattr(args, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name} is {value}: expected {least} or more")
-    if not args.learning_rate > 0:
-        raise UserError(f"--learning_rate is {args.learning_rate}: expected a positive number")
-    if args.no_pretrained and args.pretrained_backbone:
-        raise UserError("--no_pretrained and --pretrained_backbone contradict each other: give one of them")
-    if args.momentum and args.opt != "sgd":
-        raise UserError(f"--momentum has no effect with --opt {args.opt}: leave it out or use --opt sgd")
-    available = torch.cuda.device_count()
-    if args.num_gpus > max(1, available):
-        raise UserError(f"--num_gpus is {args.num_gpus}, but this machine has {available}: lower it")
-    if args.img_size is not None and args.img_size < 16:
-        raise UserError(f"--img_size is {args.img_size}: expected 16 pixels or more")
-
-
-def find_checkpoint(folder: Path, name: str | None) -> Path:
-    """The checkpoint to test: `name` as a path or in the run folder, else the best on validation, else the final one."""
-    if name is not None:
-        for path in (Path(name), folder / name):
-            if path.is_file():
-                return path
-        raise UserError(f"no checkpoint {name}, neither as a path nor in {folder}: give one that exists with -m")
-    for path in (folder / BEST, folder / FINAL, folder / LATEST):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised with -i 0 instead of "
-        "--test_only"
-    )
-
-
-def print_list() -> None:
-    """Methods with their descriptions, backbones with parameters and feature widths."""
-    print("methods (--method), parameters of the head on resnet50:")
-    for name, head in METHODS.items():
-        args = build_parser().parse_args(["--method", name, "--no_pretrained"])
-        with torch.device("meta"):
-            model = build_head(args)
-        parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
-        print(f"  {name:14}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
-    print("backbones (--backbone), parameters, feature width, input side:")
-    for name in BACKBONES:
-        with torch.device("meta"):
-            backbone = build_backbone(name, seq_len=8)
-        parameters = sum(p.numel() for p in backbone.parameters())
-        print(f"  {name:14}{parameters / 1e6:9.2f} M{backbone.feature_dim:6}{backbone.input_spec.size:6} px")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Building and loading
-
-
-def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN_FSHead:
-    """The method `args` names, on its own copy of them.
-
-    The copy also holds `trans_linear_in_dim`, the backbone's feature width, where classes written for the TRX-style
-    libraries look for it. `load_pretrained=False` leaves the backbone's weights to a checkpoint.
-    """
-    own_args = argparse.Namespace(**copy.deepcopy(vars(args)))
-    with torch.device("meta"):
-        own_args.trans_linear_in_dim = build_backbone(args.backbone, seq_len=args.seq_len).feature_dim
-    if not load_pretrained:
-        own_args.pretrained_backbone, own_args.no_pretrained = None, True
-    return find_method(args.method)(own_args)
+__all__ = ["METHODS", "Learner", "build_head", "build_parser", "main", "parse_args"]
 
 
 def load_model_state(model: CNN_FSHead, checkpoint: dict[str, Any], path: Path) -> None:
@@ -425,8 +132,8 @@ class Learner:
         self.args = args
         self.run = run
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.way_test = args.way_test or args.way
-        self.shot_test = args.shot_test or args.shot
+        self.ways_test = args.way_test or [args.way]
+        self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
         self.checkpoint = self.starting_checkpoint()
 
@@ -448,14 +155,19 @@ class Learner:
     def open_datasets(self) -> dict[str, VideoDataset]:
         """The splits that will be used, each checked for enough classes and videos before anything long starts."""
         args = self.args
-        selection = "test" if args.val_on_test else "val"
         validates = any(0 < tasks <= args.training_iterations for tasks in args.val_iters)
-        roles = {"test": "test"}
+        datasets = {}
         if not args.test_only and args.training_iterations:
-            roles = {"train": "train", **({"val": selection} if validates else {}), **roles}
-        return {role: self.open_dataset(split, train=role == "train") for role, split in roles.items()}
+            datasets["train"] = self.open_dataset("train", args.way, args.shot, train=True)
+            if validates:
+                split = "test" if args.val_on_test else "val"
+                datasets["val"] = self.open_dataset(split, self.ways_test[0], self.shots_test[0])
+        datasets["test"] = self.open_dataset("test", max(self.ways_test), max(self.shots_test))
+        if args.episodes:
+            self.use_sealed_episodes(datasets["test"], Path(args.episodes))
+        return datasets
 
-    def open_dataset(self, split_name: str, *, train: bool) -> VideoDataset:
+    def open_dataset(self, split_name: str, way: int, shot: int, *, train: bool = False) -> VideoDataset:
         args = self.args
         split = Split.open(args.dataset, split_name, on_bad_video=args.on_bad_video)
         flip = args.flip == "on" or (args.flip == "auto" and not split.direction_classes())
@@ -465,15 +177,38 @@ class Learner:
             )
         return VideoDataset(
             split,
-            way=args.way if train else self.way_test,
-            shot=args.shot if train else self.shot_test,
+            way=way,
+            shot=shot,
             queries=args.query_per_class if train else args.query_per_class_test,
             seq_len=args.seq_len,
             transform=ClipTransform(self.input_spec.size, train=train, flip=flip),
             seed=args.seed,
             sampling=args.sampling,
+            noisy=0 if train else args.noisy_support,
             on_bad_video=args.on_bad_video,
         )
+
+    def use_sealed_episodes(self, dataset: VideoDataset, path: Path) -> None:
+        """Tests on the episodes that a file holds; draws and writes them where there is no such file."""
+        num_tasks = self.args.num_test_tasks
+        if not path.exists():
+            seal_episodes(path, dataset.split, [dataset.plan(i) for i in range(num_tasks)], dataset.seed)
+            self.run.log(f"sealed {num_tasks} episodes in {path}")
+        sealed, plans = unseal_episodes(path, dataset.split)
+        wanted = {
+            "way": (sealed["way"], dataset.way, sealed["way"] >= dataset.way),
+            "shot": (sealed["shot"], dataset.shot, sealed["shot"] >= dataset.shot),
+            "queries_per_class": (sealed["queries_per_class"], dataset.queries, None),
+            "noisy_support": (sealed["noisy_support"], dataset.noisy, None),
+            "number of tasks": (len(plans), num_tasks, len(plans) >= num_tasks),
+        }
+        for name, (found, asked, enough) in wanted.items():
+            if not (found == asked if enough is None else enough):
+                raise UserError(
+                    f"{path} holds episodes with {name} {found}, the flags ask for {asked}: change the flags, or name another "
+                    "file to seal new episodes"
+                )
+        dataset.plans = [plan.narrowed(dataset.way, dataset.shot) for plan in plans]
 
     def prepare_task(self, task: dict[str, Any]) -> dict[str, Any]:
         """Moves a task to the device; frames travel as uint8 and become normalised floats there."""
@@ -578,25 +313,88 @@ class Learner:
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, role: str, num_tasks: int) -> list[float]:
-        """Accuracy of each of the first `num_tasks` episodes of a split, in percent."""
+    def evaluate(self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None) -> Predictions:
+        """Answers the first `num_tasks` episodes: from stored features, or from their frames if there is no store."""
         self.model.eval()
-        accuracies: list[float] = []
-        tasks = read_episodes(self.datasets[role], range(num_tasks), self.args.num_workers)
-        bar = tqdm(tasks, total=num_tasks, desc=role, unit="task", disable=None, leave=False)
-        with torch.inference_mode(), self.autocast():
-            for raw in bar:
-                task = self.prepare_task(raw)
-                outputs = self.model(task["support_set"], task["support_labels"], task["target_set"])
-                accuracies.append(100 * accuracy_of(outputs["logits"], task["target_labels"]))
-                bar.set_postfix(accuracy=f"{np.mean(accuracies):.1f}%", refresh=False)
+        tally = Tally(dataset.split.classes)
+        bar = tqdm(total=num_tasks, desc=dataset.split.name, unit="task", disable=None, leave=False)
+        answers = (
+            self.direct_answers(dataset, num_tasks) if store is None else self.stored_answers(dataset, num_tasks, store)
+        )
+        with torch.inference_mode():
+            for logits, task in answers:
+                tally.add(logits.cpu(), task["real_target_labels"], task["batch_class_list"], task["target_videos"])
+                bar.update(len(logits))
+                bar.set_postfix(accuracy=f"{100 * tally.right / tally.asked:.1f}%", refresh=False)
+        bar.close()
         self.model.train()
-        return accuracies
+        return tally.predictions()
+
+    def direct_answers(self, dataset: VideoDataset, num_tasks: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Logits (1, Q, K) of one episode after the other, from its frames."""
+        for raw in read_episodes(dataset, range(num_tasks), self.args.num_workers):
+            task = self.prepare_task(raw)
+            with self.autocast():
+                outputs = self.model(task["support_set"], task["support_labels"], task["target_set"])
+            real_labels, class_list = raw["real_target_labels"][None], raw["batch_class_list"][None]
+            yield (
+                outputs["logits"][None],
+                {
+                    "real_target_labels": real_labels,
+                    "batch_class_list": class_list,
+                    "target_videos": [raw["target_videos"]],
+                },
+            )
+
+    def stored_answers(
+        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore
+    ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Logits (B, Q, K) of many episodes at once, from stored features."""
+
+        def encode(rows: list[int]) -> None:
+            store.encode(rows, dataset, self.features_of, num_workers=self.args.num_workers)
+            for row in rows:
+                if row in store.bad:
+                    self.run.log(f"left out: {store.bad[row]}")
+
+        for task in stored_episodes(store, dataset, num_tasks, encode, EPISODES_PER_CALL):
+            outputs = self.model.classify_episodes(
+                *(task[name].to(self.device) for name in ("support_features", "support_labels", "target_features"))
+            )
+            yield outputs["logits"], task
+
+    def features_of(self, clips: Tensor) -> Tensor:
+        """uint8 clips (N, T, 3, H, W) -> what the head reads of each: (N, S, D), or maps (N, D, S, h, w)."""
+        with torch.inference_mode(), self.autocast():
+            return self.model.encode(self.input_spec.normalise(clips.to(self.device)))
+
+    @contextlib.contextmanager
+    def feature_store(self, dataset: VideoDataset) -> Iterator[FeatureStore | None]:
+        """Features of a split under the present weights; None where frames have to be seen each time."""
+        if self.args.direct or not self.model.works_on_features:
+            yield None
+            return
+        self.model.eval()
+        size = self.input_spec.size
+        shape = self.features_of(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
+        settings = {"reads": self.model.reads, "precision": self.args.precision, "device": self.device.type}
+        key = fingerprint(self.model.backbone, self.input_spec, dataset, **settings)
+        store = FeatureStore(Path(self.args.features or self.run.path / "features"), key, dataset.split, shape)
+        try:
+            yield store
+        except BaseException:
+            store.close(keep=True)  # what was encoded is taken up when the run goes on
+            raise
+        store.close(keep=self.args.features is not None)
+        if self.args.features is None:
+            shutil.rmtree(self.run.path / "features")
 
     def validate(self) -> None:
         """Validates, keeps the model if it is the best so far, and saves."""
         progress, split = self.progress, self.datasets["val"].split.name
-        accuracy, ci95 = accuracy_interval(self.evaluate("val", self.args.num_val_tasks))
+        with self.feature_store(self.datasets["val"]) as store:
+            predictions = self.evaluate(self.datasets["val"], self.args.num_val_tasks, store)
+        accuracy, ci95 = accuracy_interval(predictions.episode_accuracies)
         progress.validations.append([progress.tasks_done, accuracy, ci95])
         is_best = accuracy > progress.best_accuracy
         if is_best:
@@ -613,50 +411,64 @@ class Learner:
         self.save(LATEST)
 
     def test(self, checkpoint_path: Path) -> None:
-        """Tests the weights of a checkpoint and writes results.json."""
-        args = self.args
+        """Tests the weights of a checkpoint at every asked way and shot; writes results.json and predictions.csv."""
+        args, dataset = self.args, self.datasets["test"]
         checkpoint = load_checkpoint(checkpoint_path)
         load_model_state(self.model, checkpoint, checkpoint_path)
-        accuracies = self.evaluate("test", args.num_test_tasks)
-        accuracy, ci95 = accuracy_interval(accuracies)
         validations = checkpoint["progress"]["validations"]
         selected_on = "nothing" if not validations else "test" if checkpoint["args"]["val_on_test"] else "val"
-        split = self.datasets["test"].split
+        tasks_done = checkpoint["progress"]["tasks_done"]
+        sizes: list[dict[str, Any]] = []
+        first: Predictions | None = None
+        with self.feature_store(dataset) as store:
+            for way in self.ways_test:
+                for shot in self.shots_test:
+                    sized = dataset.narrowed(way, shot)
+                    predictions = self.evaluate(sized, args.num_test_tasks, store)
+                    first = first or predictions
+                    plans = (sized.plan(index) for index in range(args.num_test_tasks))
+                    sizes.append(
+                        {"way": way, "shot": shot, **predictions.summary(), "episodes": episodes_fingerprint(plans)}
+                    )
+                    self.run.log(
+                        f"test: {sizes[-1]['accuracy']:.2f} +/- {sizes[-1]['ci95']:.2f} %  ({way}-way {shot}-shot, "
+                        f"{args.num_test_tasks} tasks, {args.method} on {args.backbone}, {checkpoint_path.name} after "
+                        f"{tasks_done} tasks)"
+                    )
+        assert first is not None
         results = {
-            "accuracy": accuracy,
-            "ci95": ci95,
+            **sizes[0],
             "tasks": args.num_test_tasks,
             "seed": args.seed,
-            "way": self.way_test,
-            "shot": self.shot_test,
             "queries_per_class": args.query_per_class_test,
-            "split": split.name,
+            "noisy_support": args.noisy_support,
+            "split": dataset.split.name,
             "dataset": args.dataset,
-            "split_fingerprint": split.fingerprint,
+            "split_fingerprint": dataset.split.fingerprint,
+            "sealed_episodes": args.episodes,
             "method": args.method,
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
-            "checkpoint_tasks": checkpoint["progress"]["tasks_done"],
+            "checkpoint_tasks": tasks_done,
             "selected_on": selected_on,
             "precision": args.precision,
+            "sizes": sizes,
             "versions": versions(),
         }
-        self.run.retire("results.json")
         if self.run.writes:
+            for name in ("results.json", "predictions.csv"):
+                self.run.retire(name)
+            first.save(self.run.path / "predictions.csv")
             write_json(self.run.path / "results.json", results)
-        chance = 100 / self.way_test
-        self.run.log(
-            f"test: {accuracy:.2f} +/- {ci95:.2f} %  ({self.way_test}-way {self.shot_test}-shot, {args.num_test_tasks} "
-            f"tasks, {args.method} on {args.backbone}, {checkpoint_path.name} after {results['checkpoint_tasks']} tasks)"
-        )
         if selected_on == "test":
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
-        if accuracy - ci95 < chance + 5:
+        chance = 100 / self.ways_test[0]
+        if results["accuracy"] - results["ci95"] < chance + 5:
             self.run.log(
                 f"this is close to chance ({chance:.0f} %): expected after few tasks from random weights; train longer, or "
                 "start from pretrained weights"
             )
-        self.run.scalars(results["checkpoint_tasks"], test__accuracy=accuracy, test__ci95=ci95)
+        self.run.scalars(tasks_done, test__accuracy=results["accuracy"], test__ci95=results["ci95"])
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 

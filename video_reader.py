@@ -9,6 +9,7 @@ target videos each.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -16,10 +17,10 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from frame_sources import BadVideo, FrameFolder, FrameSource, frame_files
 from transforms import ClipTransform
-from utils import UserError
+from utils import UserError, atomic_write, read_json
 
 SPLITS = ("train", "val", "test")
 SAMPLINGS = ("linspace", "segment", "jittered")
+EPISODES_FORMAT = "few-shot-episodes/1"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which frames
@@ -128,8 +130,11 @@ class Split:
         content = json.dumps([self.classes, self.videos, self.num_frames], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    def video_name(self, label: int, video: int) -> str:
+        return f"{self.classes[label]}/{self.videos[label][video]}"
+
     def path(self, label: int, video: int) -> str:
-        return f"{self.root}/{self.classes[label]}/{self.videos[label][video]}"
+        return f"{self.root}/{self.video_name(label, video)}"
 
     def source(self, label: int, video: int) -> FrameSource:
         """The frames of one video. Raises BadVideo when they have changed since the split was listed."""
@@ -215,14 +220,40 @@ def _write_cache(path: Path, listing: dict[str, dict[str, list[int]]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodePlan:
-    """What task `index` asks for: `labels` (way,) are class numbers of the split; row k of `candidates` is the order in
-    which class k's videos are drawn: first `queries` target videos, then `shot` support videos, then replacements."""
+    """What task `index` of `seed` asks for: classes and videos by their numbers in the split.
 
+    labels[k] is the class that the episode calls k. candidates[k] are its videos in the order in which they are taken:
+    `queries` target videos, then support videos, then replacements of unreadable ones. strangers[k] are (class, video) pairs
+    of other classes; the first `noisy` of them stand in for the last support videos of class k.
+    """
+
+    seed: int
     index: int
     labels: list[int]
     candidates: list[list[int]]
+    strangers: list[list[tuple[int, int]]]
     shot: int
     queries: int
+    noisy: int = 0
+
+    def narrowed(self, way: int, shot: int) -> EpisodePlan:
+        """The same episode with fewer classes and support videos."""
+        return dataclasses.replace(
+            self,
+            labels=self.labels[:way],
+            candidates=self.candidates[:way],
+            strangers=self.strangers[:way],
+            shot=shot,
+        )
+
+
+class Drawn(NamedTuple):
+    """One video of an episode: the episode's label for it, its true class and number in the split, and what was read."""
+
+    k: int
+    label: int
+    video: int
+    content: Any
 
 
 def episode_rng(seed: int, split: str, index: int, *stream: int) -> np.random.Generator:
@@ -230,16 +261,157 @@ def episode_rng(seed: int, split: str, index: int, *stream: int) -> np.random.Ge
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index, *stream])
 
 
-def draw_episode(split: Split, seed: int, index: int, *, way: int, shot: int, queries: int) -> EpisodePlan:
+# Streams of a task's generator, so that a change of one draw leaves the others as they are.
+VIDEOS_OF_CLASS, STRANGERS_TO_CLASS, PIXELS, ORDER = range(1, 5)
+
+
+def draw_episode(
+    split: Split, seed: int, index: int, *, way: int, shot: int, queries: int, noisy: int = 0
+) -> EpisodePlan:
     """Task `index`: a function of (seed, split, index) alone.
 
-    Target videos are drawn before support videos, so that episodes with more shots keep the same targets and only add
-    support videos.
+    Episodes nest: with more shots the targets stay and support videos are added, with more ways classes are added. So
+    accuracies at different shots and ways are compared on as much common ground as there is.
     """
-    rng = episode_rng(seed, split.name, index)
-    labels = rng.choice(len(split.classes), size=way, replace=False).tolist()
-    candidates = [rng.permutation(len(split.videos[label])).tolist() for label in labels]
-    return EpisodePlan(index, labels, candidates, shot, queries)
+    labels = episode_rng(seed, split.name, index).permutation(len(split.classes))[:way].tolist()
+    candidates = [
+        episode_rng(seed, split.name, index, VIDEOS_OF_CLASS, label).permutation(len(split.videos[label])).tolist()
+        for label in labels
+    ]
+    strangers: list[list[tuple[int, int]]] = [[] for _ in labels]
+    if noisy:
+        taken = {(label, v) for label, videos in zip(labels, candidates, strict=True) for v in videos[: shot + queries]}
+        for k, label in enumerate(labels):
+            rng = episode_rng(seed, split.name, index, STRANGERS_TO_CLASS, label)
+            others = [(c, v) for c, videos in enumerate(split.videos) if c != label for v in range(len(videos))]
+            strangers[k] = [others[i] for i in rng.permutation(len(others)) if others[i] not in taken]
+    return EpisodePlan(seed, index, labels, candidates, strangers, shot, queries, noisy)
+
+
+def fill_episode(
+    split: Split, plan: EpisodePlan, read: Callable[[int, int, int], Any], on_bad_video: str = "error"
+) -> tuple[list[Drawn], list[Drawn], list[str]]:
+    """Reads a plan's videos: (support, target, messages about unreadable videos that others stand in for), both shuffled.
+
+    `read(label, video, position)` gives a video's content or raises BadVideo; position counts a class's candidates. Which
+    video stands in depends on the plan and the files alone, so the episode is the same wherever it is read.
+    """
+    support: list[Drawn] = []
+    target: list[Drawn] = []
+    bad_videos: list[str] = []
+
+    def first_readable(k: int, wanted: int, candidates: Iterable[tuple[int, int]]) -> list[Drawn]:
+        drawn: list[Drawn] = []
+        for position, (label, video) in enumerate(candidates):
+            if len(drawn) == wanted:
+                break
+            try:
+                drawn.append(Drawn(k, label, video, read(label, video, position)))
+            except BadVideo as error:
+                if on_bad_video == "error":
+                    raise
+                bad_videos.append(str(error))
+        if len(drawn) < wanted:
+            last = f"; extract the damaged ones again, the last: {bad_videos[-1]}" if bad_videos else ""
+            raise BadVideo(
+                f"class '{split.classes[plan.labels[k]]}' in {split.root} has {len(drawn)} readable videos, an episode needs "
+                f"{wanted}{last}"
+            )
+        return drawn
+
+    for k, label in enumerate(plan.labels):
+        own = first_readable(k, plan.queries + plan.shot - plan.noisy, ((label, v) for v in plan.candidates[k]))
+        target += own[: plan.queries]
+        support += own[plan.queries :] + first_readable(k, plan.noisy, plan.strangers[k])
+    # Shuffled, so that a head that relied on the order of classes would fail.
+    order = episode_rng(plan.seed, split.name, plan.index, ORDER)
+    order.shuffle(support)
+    order.shuffle(target)
+    return support, target, bad_videos
+
+
+def seal_episodes(path: Path, split: Split, plans: Sequence[EpisodePlan], seed: int) -> None:
+    """Writes drawn episodes to a readable JSON file, by class and video names, with the split's fingerprint."""
+    first = plans[0]
+    tasks = []
+    for plan in plans:
+        taken = plan.queries + plan.shot
+        tasks.append(
+            [
+                {
+                    "class": split.classes[label],
+                    "target": [split.videos[label][video] for video in videos[: plan.queries]],
+                    "support": [split.videos[label][video] for video in videos[plan.queries : taken]],
+                    "strangers": [split.video_name(*stranger) for stranger in strangers[: plan.noisy]],
+                }
+                for label, videos, strangers in zip(plan.labels, plan.candidates, plan.strangers, strict=True)
+            ]
+        )
+    content = {
+        "format": EPISODES_FORMAT,
+        "split": split.name,
+        "split_fingerprint": split.fingerprint,
+        "seed": seed,
+        "way": len(first.labels),
+        "shot": first.shot,
+        "queries_per_class": first.queries,
+        "noisy_support": first.noisy,
+    }
+    lines = [json.dumps(task, ensure_ascii=False) for task in tasks]
+    header = json.dumps(content, ensure_ascii=False, indent=1)[:-2]
+    with atomic_write(path) as file:  # one task to a line: readable, and quick to compare with diff
+        file.write((header + ',\n "tasks": [\n' + ",\n".join(lines) + "\n]}\n").encode())
+
+
+def unseal_episodes(path: Path, split: Split) -> tuple[dict[str, Any], list[EpisodePlan]]:
+    """Reads what `seal_episodes` wrote: (its settings, the plans). Raises UserError naming videos that are missing."""
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != EPISODES_FORMAT:
+        raise UserError(f"{path} holds no sealed episodes: expected format '{EPISODES_FORMAT}'; give another file")
+    if content["split"] != split.name:
+        raise UserError(f"{path} holds episodes of '{content['split']}', not of '{split.name}'; give another file")
+    place = {
+        f"{name}/{video}": (label, number)
+        for label, name in enumerate(split.classes)
+        for number, video in enumerate(split.videos[label])
+    }
+    named = {
+        f"{entry['class']}/{video}"
+        for task in content["tasks"]
+        for entry in task
+        for video in entry["target"] + entry["support"]
+    } | {name for task in content["tasks"] for entry in task for name in entry["strangers"]}
+    if missing := sorted(named - place.keys()):
+        raise UserError(
+            f"{path} asks for {len(missing)} video(s) that {split.root} does not hold: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; complete the data set or give another file"
+        )
+    plans = []
+    for index, task in enumerate(content["tasks"]):
+        videos = [[place[f"{entry['class']}/{v}"] for v in entry["target"] + entry["support"]] for entry in task]
+        plans.append(
+            EpisodePlan(
+                content["seed"],
+                index,
+                labels=[drawn[0][0] for drawn in videos],
+                candidates=[[video for _, video in drawn] for drawn in videos],
+                strangers=[[place[name] for name in entry["strangers"]] for entry in task],
+                shot=content["shot"],
+                queries=content["queries_per_class"],
+                noisy=content["noisy_support"],
+            )
+        )
+    return content, plans
+
+
+def episodes_fingerprint(plans: Iterable[EpisodePlan]) -> str:
+    """A short hash of which videos play which part in which task: equal for runs that are tested on the same episodes."""
+    digest = hashlib.sha256()
+    for plan in plans:
+        taken = [videos[: plan.queries + plan.shot] for videos in plan.candidates]
+        strangers = [pairs[: plan.noisy] for pairs in plan.strangers]
+        digest.update(json.dumps([plan.labels, taken, strangers, plan.shot, plan.queries]).encode())
+    return digest.hexdigest()[:16]
 
 
 class VideoDataset(Dataset[dict[str, Any]]):
@@ -250,7 +422,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
       support_labels  int64 (way*shot,), 0..way-1                       target_labels  int64 (way*queries,)
       real_support_labels, real_target_labels: int64, class numbers of the split; batch_class_list: int64 (way,)
       support_videos, target_videos: lists of "class/video"; index: i; bad_videos: messages about videos left out.
-    Clips come in random order, so that a head that relied on it would fail.
+
+    noisy: how many support videos of each class are of other classes, to test robustness. plans: episodes that were drawn
+    before, to be used instead of drawing them.
     """
 
     def __init__(
@@ -264,22 +438,44 @@ class VideoDataset(Dataset[dict[str, Any]]):
         transform: ClipTransform,
         seed: int,
         sampling: str = "linspace",
+        noisy: int = 0,
         on_bad_video: Literal["error", "skip"] = "error",
+        plans: Sequence[EpisodePlan] | None = None,
     ) -> None:
         split.check_episodes(way, shot, queries)
+        if noisy and noisy >= shot:
+            raise UserError(f"{noisy} noisy support videos of {shot}: expected fewer, lower --noisy_support")
         self.split = split
-        self.way, self.shot, self.queries = way, shot, queries
+        self.way, self.shot, self.queries, self.noisy = way, shot, queries, noisy
         self.seq_len = seq_len
         self.transform = transform
         self.seed = seed
         self.sampling = sampling
         self.on_bad_video = on_bad_video
+        self.plans = plans
+
+    def narrowed(self, way: int, shot: int) -> VideoDataset:
+        """The same episodes with fewer classes and support videos."""
+        narrow = copy.copy(self)
+        narrow.way, narrow.shot = way, shot
+        narrow.plans = self.plans and [plan.narrowed(way, shot) for plan in self.plans]
+        return narrow
 
     def plan(self, index: int) -> EpisodePlan:
-        return draw_episode(self.split, self.seed, index, way=self.way, shot=self.shot, queries=self.queries)
+        """What task `index` asks for."""
+        if self.plans is not None:
+            return self.plans[index]
+        sizes = {"way": self.way, "shot": self.shot, "queries": self.queries, "noisy": self.noisy}
+        return draw_episode(self.split, self.seed, index, **sizes)
+
+    def fill(
+        self, plan: EpisodePlan, read: Callable[[int, int, int], Any]
+    ) -> tuple[list[Drawn], list[Drawn], list[str]]:
+        """`fill_episode` by this data set's rule for unreadable videos."""
+        return fill_episode(self.split, plan, read, self.on_bad_video)
 
     def clip(self, label: int, video: int, rng: np.random.Generator) -> Tensor:
-        """One video's sampled and cropped frames, uint8 (T, 3, H, W)."""
+        """One video's sampled and cropped frames, uint8 (T, 3, H, W). Without augmentation `rng` plays no part."""
         source = self.split.source(label, video)
         frames = sample_frames(
             self.split.num_frames[label][video], self.seq_len, self.sampling, rng if self.transform.train else None
@@ -287,40 +483,20 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return self.transform(source.read(frames), rng)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        def read(label: int, video: int, position: int) -> Tensor:
+            return self.clip(label, video, episode_rng(self.seed, self.split.name, index, PIXELS, label, position))
+
         plan = self.plan(index)
-        support, target, bad_videos = [], [], []
-        for k, (label, candidates) in enumerate(zip(plan.labels, plan.candidates, strict=True)):
-            clips: list[tuple[Tensor, int, int, str]] = []
-            for position, video in enumerate(candidates):
-                if len(clips) == plan.queries + plan.shot:
-                    break
-                try:
-                    clip = self.clip(label, video, episode_rng(self.seed, self.split.name, index, k, position))
-                except BadVideo as error:
-                    if self.on_bad_video == "error":
-                        raise
-                    bad_videos.append(str(error))
-                    continue
-                clips.append((clip, k, label, f"{self.split.classes[label]}/{self.split.videos[label][video]}"))
-            if len(clips) < plan.queries + plan.shot:
-                raise BadVideo(
-                    f"class '{self.split.classes[label]}' in {self.split.root} has {len(clips)} readable videos, an episode "
-                    f"needs {plan.queries + plan.shot}; extract the damaged ones again, the last: {bad_videos[-1]}"
-                )
-            target += clips[: plan.queries]
-            support += clips[plan.queries :]
-        order = episode_rng(self.seed, self.split.name, index, -1 % 2**32)
-        order.shuffle(support)
-        order.shuffle(target)
+        support, target, bad_videos = self.fill(plan, read)
         return {
-            "support_set": torch.cat([clip for clip, *_ in support]),
-            "support_labels": torch.tensor([k for _, k, _, _ in support]),
-            "real_support_labels": torch.tensor([label for _, _, label, _ in support]),
-            "support_videos": [name for *_, name in support],
-            "target_set": torch.cat([clip for clip, *_ in target]),
-            "target_labels": torch.tensor([k for _, k, _, _ in target]),
-            "real_target_labels": torch.tensor([label for _, _, label, _ in target]),
-            "target_videos": [name for *_, name in target],
+            "support_set": torch.cat([drawn.content for drawn in support]),
+            "support_labels": torch.tensor([drawn.k for drawn in support]),
+            "real_support_labels": torch.tensor([drawn.label for drawn in support]),
+            "support_videos": [self.split.video_name(drawn.label, drawn.video) for drawn in support],
+            "target_set": torch.cat([drawn.content for drawn in target]),
+            "target_labels": torch.tensor([drawn.k for drawn in target]),
+            "real_target_labels": torch.tensor([drawn.label for drawn in target]),
+            "target_videos": [self.split.video_name(drawn.label, drawn.video) for drawn in target],
             "batch_class_list": torch.tensor(plan.labels),
             "index": index,
             "bad_videos": bad_videos,

@@ -49,22 +49,35 @@ class CNN_FSHead(nn.Module):
     def add_arguments(group: Any) -> None:
         """Declares the method's own flags on an argparse group. They reach the constructor in `args`."""
 
+    @property
+    def works_on_features(self) -> bool:
+        """Whether `classify` is all that happens after the backbone, so that stored features can replace images."""
+        own = type(self)
+        return (
+            own.classify is not CNN_FSHead.classify
+            and own.forward is CNN_FSHead.forward
+            and own.get_feats is CNN_FSHead.get_feats
+        )
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Clips (N, T, 3, H, W) -> what `classify` reads of each: steps (N, S, D), or maps (N, D, S, h, w)."""
+        return self.backbone.feature_maps(clips) if self.reads == "maps" else self.spread_backbone[0](clips)
+
     def get_feats(self, support_images: Tensor, target_images: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (..., N*T, 3, H, W) and (..., Q*T, 3, H, W) -> features (..., N, S, D) and (..., Q, S, D).
 
         Both go through the backbone in one call, which is faster; batch norm in training then takes its statistics over
         both. With `separate_backbone_calls` they are kept apart, as in the TRX-style libraries.
         """
-        extract = self.backbone.feature_maps if self.reads == "maps" else self.spread_backbone[0]
         episodes = support_images.shape[:-4]
         clips = [
             rearrange(images.reshape(-1, *images.shape[-3:]), "(n t) c h w -> n t c h w", t=self.args.seq_len)
             for images in (support_images, target_images)
         ]
         if self.separate_backbone_calls:
-            features = [extract(group) for group in clips]
+            features = [self.encode(group) for group in clips]
         else:
-            features = list(extract(torch.cat(clips)).split([len(group) for group in clips]))
+            features = list(self.encode(torch.cat(clips)).split([len(group) for group in clips]))
         support, target = (group.unflatten(0, (*episodes, -1)) for group in features)
         return support, target
 

@@ -1,0 +1,134 @@
+"""What a test says: accuracy with its intervals, per class, confusion, calibration.
+
+Letters: E episodes, Q queries of an episode, C classes of the split.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from utils import accuracy_interval, atomic_write
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Every answer of a test. Arrays (E, Q): `true` and `predicted` are class numbers of the split, `confidence` is the
+    probability given to the predicted class, `videos` names each query, `classes` the split's classes."""
+
+    classes: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    videos: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        return self.true == self.predicted
+
+    @property
+    def episode_accuracies(self) -> np.ndarray:
+        """Percent, (E,)."""
+        return 100 * self.correct.mean(axis=1)
+
+    def summary(self) -> dict[str, float]:
+        """Mean accuracy in percent with its interval over episodes and over classes, and the calibration error."""
+        accuracy, ci95 = accuracy_interval(self.episode_accuracies)
+        low, high = self.class_interval()
+        return {
+            "accuracy": accuracy,
+            "ci95": ci95,
+            "class_interval_low": low,
+            "class_interval_high": high,
+            "calibration_error": self.calibration_error(),
+        }
+
+    def class_accuracies(self) -> np.ndarray:
+        """Percent of each class's queries that were recognised, (C,); nan where a class was never asked for."""
+        asked = np.bincount(self.true.ravel(), minlength=len(self.classes))
+        right = np.bincount(self.true[self.correct], minlength=len(self.classes))
+        return 100 * np.divide(right, asked, out=np.full(len(self.classes), np.nan), where=asked > 0)
+
+    def class_interval(self, resamples: int = 10_000) -> tuple[float, float]:
+        """95 % interval of the accuracy when the split's classes are drawn again, with replacement.
+
+        The interval over episodes ignores that a split has few classes: with other classes of the same kind the mean of
+        the classes' accuracies would vary by this much.
+        """
+        accuracies = self.class_accuracies()
+        accuracies = accuracies[~np.isnan(accuracies)]
+        drawn = np.random.default_rng(0).choice(accuracies, size=(resamples, len(accuracies)))
+        low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
+        return float(low), float(high)
+
+    def confusion(self) -> np.ndarray:
+        """How often class row was answered with class column, (C, C)."""
+        count = len(self.classes)
+        cells = np.bincount(self.true.ravel() * count + self.predicted.ravel(), minlength=count * count)
+        return cells.reshape(count, count)
+
+    def calibration_bins(self, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries by confidence in equal bins of [0, 1]: (share of queries, mean confidence, accuracy), each (bins,)."""
+        place = np.minimum((self.confidence.ravel() * bins).astype(int), bins - 1)
+        count = np.bincount(place, minlength=bins)
+        size = np.maximum(count, 1)
+        confidence = np.bincount(place, self.confidence.ravel(), minlength=bins) / size
+        accuracy = np.bincount(place, self.correct.ravel(), minlength=bins) / size
+        return count / count.sum(), confidence, accuracy
+
+    def calibration_error(self) -> float:
+        """Expected calibration error in percent (Guo et al., ICML 2017): mean gap of confidence and accuracy over bins."""
+        share, confidence, accuracy = self.calibration_bins()
+        return float(100 * (share * np.abs(confidence - accuracy)).sum())
+
+    def save(self, path: Path) -> None:
+        """One row per query: task, video, true and predicted class, confidence."""
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(["task", "video", "true", "predicted", "confidence"])
+        for task in range(len(self.true)):
+            for q in range(self.true.shape[1]):
+                rows.writerow(
+                    [
+                        task,
+                        self.videos[task, q],
+                        self.classes[self.true[task, q]],
+                        self.classes[self.predicted[task, q]],
+                        f"{self.confidence[task, q]:.6f}",
+                    ]
+                )
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode())
+
+
+class Tally:
+    """Collects the answers of a test, episode by episode."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self._answers: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]] = []
+        self.right = self.asked = 0
+
+    def add(self, logits: Tensor, true: Tensor, class_list: Tensor, videos: list[list[str]]) -> None:
+        """logits (B, Q, K), true class numbers (B, Q), the class number of each logit (B, K), and B lists of Q names."""
+        confidence, answer = logits.float().softmax(dim=-1).max(dim=-1)
+        predicted = class_list.gather(1, answer)
+        self._answers.append((true.cpu().numpy(), predicted.cpu().numpy(), confidence.cpu().numpy(), videos))
+        self.right += int((predicted == true).sum())
+        self.asked += true.numel()
+
+    def predictions(self) -> Predictions:
+        true, predicted, confidence, videos = zip(*self._answers, strict=True)
+        return Predictions(
+            self.classes,
+            np.concatenate(true),
+            np.concatenate(predicted),
+            np.concatenate(confidence),
+            np.array([names for batch in videos for names in batch]),
+        )

@@ -1,0 +1,208 @@
+"""Features of a split's videos, each encoded once.
+
+In validation and test the weights and the frames of a video are fixed, so its features are too: an episode needs no images
+once every video in it has been through the backbone.
+
+Letters: V videos of a split, S feature steps, D feature width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from frame_sources import BadVideo
+from transforms import InputSpec
+from utils import UserError, write_json
+from video_reader import Split, VideoDataset
+
+UNKNOWN, ENCODED, BAD = 0, 1, 2  # what is known of a video
+
+
+def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
+    """All that a video's features depend on; equal for equal features."""
+    weights = hashlib.sha256()
+    for name, tensor in backbone.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "weights": weights.hexdigest(),
+        "input_spec": dataclasses.asdict(input_spec),
+        "seq_len": dataset.seq_len,
+        "sampling": dataset.sampling,
+        "root": os.path.realpath(dataset.split.root),
+        "split": dataset.split.fingerprint,
+        **settings,
+    }
+
+
+class FeatureStore:
+    """Features of V videos on disk, float32 (V, *shape), row by row as they are asked for.
+
+    Lives in `parent/<hash of key>`, so that features made under another key are never taken for these. A store that was
+    left unfinished is gone on with. Rows are read through a memory map: memory stays bounded whatever the split's size.
+    """
+
+    def __init__(self, parent: Path, key: dict[str, Any], split: Split, shape: Sequence[int]) -> None:
+        self.folder = parent / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self.first_row = np.concatenate([[0], np.cumsum([len(videos) for videos in split.videos])])
+        self.shape = (int(self.first_row[-1]), *shape)
+        self.bad: dict[int, str] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "key.json").exists():
+                write_json(self.folder / "key.json", key)
+            self._file = os.open(self.folder / "features.f32", os.O_RDWR | os.O_CREAT, 0o644)
+            os.truncate(self._file, int(np.prod(self.shape)) * 4)  # sparse: rows take room when they are written
+            self._known_path = self.folder / "known.u8"
+            if not self._known_path.exists():
+                self._known_path.write_bytes(bytes(self.shape[0]))
+        except OSError as error:
+            raise UserError(
+                f"could not keep features in {parent}: {error.strerror}; give another --features"
+            ) from error
+        self.known = np.frombuffer(self._known_path.read_bytes(), dtype=np.uint8).copy()
+        self._features = np.memmap(self.folder / "features.f32", dtype=np.float32, mode="r", shape=self.shape)
+        # Why a video is bad is not kept: it may have been mended, so it is tried again.
+        self.known[self.known == BAD] = UNKNOWN
+
+    def row(self, label: int, video: int) -> int:
+        return int(self.first_row[label]) + video
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The class and video number of a row."""
+        label = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        return label, row - int(self.first_row[label])
+
+    def write(self, rows: Sequence[int], features: np.ndarray) -> None:
+        """Keeps features (len(rows), *shape). Written before they are marked as known, so that a kill loses rows only."""
+        size = int(np.prod(self.shape[1:])) * 4
+        try:
+            for row, feature in zip(rows, features, strict=True):
+                os.pwrite(self._file, np.ascontiguousarray(feature, dtype=np.float32).tobytes(), row * size)
+            self.known[list(rows)] = ENCODED
+            with open(self._known_path, "r+b") as file:
+                for row in rows:
+                    file.seek(row)
+                    file.write(bytes([ENCODED]))
+        except OSError as error:
+            raise UserError(
+                f"could not write features to {self.folder}: {error.strerror}; free some space, or give another --features"
+            ) from error
+
+    def read(self, rows: Any) -> Tensor:
+        """Row numbers as nested lists or an array (...,) -> float32 (..., *shape)."""
+        return torch.from_numpy(self._features[np.asarray(rows)])
+
+    def encode(
+        self,
+        rows: Sequence[int],
+        dataset: VideoDataset,
+        features_of: Callable[[Tensor], Tensor],
+        *,
+        num_workers: int,
+        clips_per_call: int = 8,
+    ) -> None:
+        """Fills the rows that are not known yet. `features_of` maps uint8 clips (N, T, 3, H, W) to (N, *shape).
+
+        A video that cannot be read is remembered in `bad` with its message.
+        """
+        unknown = [row for row in sorted(set(rows)) if self.known[row] == UNKNOWN]
+        loader: DataLoader[Any] = DataLoader(
+            _Clips(dataset, [self.place(row) for row in unknown]),  # type: ignore[arg-type]
+            batch_size=clips_per_call,
+            collate_fn=list,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+        bar = tqdm(total=len(unknown), desc=f"encode {dataset.split.name}", unit="video", disable=None, leave=False)
+        done = 0
+        for clips in loader:
+            batch_rows = unknown[done : done + len(clips)]
+            good = [(row, clip) for row, clip in zip(batch_rows, clips, strict=True) if not isinstance(clip, BadVideo)]
+            for row, clip in zip(batch_rows, clips, strict=True):
+                if isinstance(clip, BadVideo):
+                    self.known[row], self.bad[row] = BAD, str(clip)
+            if good:
+                features = features_of(torch.stack([clip for _, clip in good]))
+                self.write([row for row, _ in good], features.float().cpu().numpy())
+            done += len(clips)
+            bar.update(len(clips))
+        bar.close()
+
+    def close(self, *, keep: bool) -> None:
+        """Lets go of the files; without `keep` they are removed."""
+        del self._features
+        os.close(self._file)
+        if not keep:
+            shutil.rmtree(self.folder)
+
+
+class _Clips:
+    """Single clips of a dataset, or the BadVideo that stands in their way."""
+
+    def __init__(self, dataset: VideoDataset, places: Sequence[tuple[int, int]]) -> None:
+        self.dataset = dataset
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor | BadVideo:
+        label, video = self.places[index]
+        try:
+            return self.dataset.clip(label, video, np.random.default_rng(0))
+        except BadVideo as error:
+            return error
+
+
+def stored_episodes(
+    store: FeatureStore, dataset: VideoDataset, num_tasks: int, encode: Callable[[list[int]], None], per_call: int
+) -> Iterator[dict[str, Any]]:
+    """Tasks 0..num_tasks-1 on features, `per_call` at a time: dicts as a VideoDataset's with B in front.
+
+    support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
+    that are needed and not known, until every episode is complete: an unreadable video may call for another one.
+    """
+    plans = [dataset.plan(index) for index in range(num_tasks)]
+    needed: set[int] = set()
+
+    def read(label: int, video: int, position: int) -> int:
+        row = store.row(label, video)
+        if store.known[row] == BAD:
+            raise BadVideo(store.bad[row])
+        if store.known[row] == UNKNOWN:
+            needed.add(row)
+        return row
+
+    while True:
+        needed.clear()
+        filled = [dataset.fill(plan, read) for plan in plans]
+        if not needed:
+            break
+        encode(sorted(needed))
+    for start in range(0, num_tasks, per_call):
+        batch = filled[start : start + per_call]
+        support, target = [episode[0] for episode in batch], [episode[1] for episode in batch]
+        yield {
+            "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
+            "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
+            "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
+            "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
+            "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),
+            "batch_class_list": torch.tensor([plan.labels for plan in plans[start : start + per_call]]),
+            "target_videos": [[dataset.split.video_name(d.label, d.video) for d in videos] for videos in target],
+            "bad_videos": [message for episode in batch for message in episode[2]],
+        }
