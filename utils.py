@@ -13,7 +13,7 @@ import random
 import shlex
 import sys
 import time
-import zipfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,14 +148,17 @@ def load_tensors(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: expected a file written by this library or by torch.save")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickle protocols, beside the one sentence below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} was refused: it is damaged or holds more than tensors and plain values, and loading such a file can "
             "run code; save a plain state_dict and give that"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is truncated or no PyTorch file ({error}); copy it again or give another") from error
+    except Exception as error:  # any kind: the unpickler follows whatever the damaged bytes say until it stumbles
+        reason = f"{error}".partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is truncated or no PyTorch file ({reason}); copy it again or give another") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
