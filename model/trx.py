@@ -114,6 +114,15 @@ def prototype_distances(weights: Tensor, values: Tensor, queries: Tensor) -> Ten
     return squared.clamp_min(0)
 
 
+def check_cardinalities(args: argparse.Namespace, num_steps: int) -> None:
+    """Raises UserError when `--temp_set` asks for tuples that a clip of `num_steps` feature steps does not have."""
+    if max(args.temp_set) > num_steps or min(args.temp_set) < 1:
+        raise UserError(
+            f"--temp_set {' '.join(map(str, args.temp_set))} needs tuples of 1 to {num_steps} steps: backbone "
+            f"{args.backbone} gives {num_steps} for --seq_len {args.seq_len}; lower it or raise --seq_len"
+        )
+
+
 class CNN_TRX(CNN_FSHead):
     """TRX: query-specific class prototypes from ordered frame tuples.
 
@@ -123,11 +132,7 @@ class CNN_TRX(CNN_FSHead):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        if max(args.temp_set) > self.num_steps or min(args.temp_set) < 1:
-            raise UserError(
-                f"--temp_set {' '.join(map(str, args.temp_set))} needs tuples of 1 to {self.num_steps} steps: backbone "
-                f"{args.backbone} gives {self.num_steps} for --seq_len {args.seq_len}; lower it or raise --seq_len"
-            )
+        check_cardinalities(args, self.num_steps)
         self.transformers = nn.ModuleList(
             TemporalCrossTransformer(
                 self.backbone.feature_dim, args.trans_linear_out_dim, cardinality, self.num_steps, args.trans_dropout
