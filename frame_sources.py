@@ -276,10 +276,10 @@ def list_video_files(root: str | Path) -> dict[str, dict[str, str]]:
 # One LMDB file per split
 
 LMDB_INDEX = b"//index"  # no '<class>/<video>' begins so
-LMDB_KEY_BYTES = 511  # longest key that LMDB takes
 
 
 def lmdb_key(label: str, video: str) -> bytes:
+    """Two file names of 255 bytes and a '/' are just the 511 bytes that LMDB takes."""
     return f"{label}/{video}".encode()
 
 
@@ -340,19 +340,28 @@ class LmdbStore:
             yield value
 
     def _environment(self) -> lmdb.Environment:
-        # One handle per process and file: LMDB allows no second one, and a forked one must not be used.
-        handle = (os.getpid(), self.path)
-        if handle not in _ENVIRONMENTS:
+        if self.path not in _ENVIRONMENTS:
             try:
-                _ENVIRONMENTS[handle] = lmdb.open(
+                _ENVIRONMENTS[self.path] = lmdb.open(
                     self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=4
                 )
             except lmdb.Error as error:
                 raise BadVideo(f"{self.path} is no LMDB file that can be read ({error}); pack it again") from error
-        return _ENVIRONMENTS[handle]
+        return _ENVIRONMENTS[self.path]
 
 
-_ENVIRONMENTS: dict[tuple[int, str], lmdb.Environment] = {}
+# One handle per file, as LMDB allows a process no second one. A forked process must not use those it inherits, and may
+# open its own only when they are closed.
+_ENVIRONMENTS: dict[str, lmdb.Environment] = {}
+
+
+def _close_environments() -> None:
+    for environment in _ENVIRONMENTS.values():
+        environment.close()
+    _ENVIRONMENTS.clear()
+
+
+os.register_at_fork(after_in_child=_close_environments)
 
 
 class PackedVideo:

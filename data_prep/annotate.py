@@ -61,7 +61,9 @@ def parse_row(line: str, form: str, separator: str, first_label: int) -> Row:
     """From the right, so that a path may hold the separator. Raises UserError where the line is of another format."""
     path, *rest = line.rsplit(separator, COLUMNS[form] - 1)
     if len(rest) < COLUMNS[form] - 1 or not all(word.strip().isdecimal() for word in rest):
-        raise UserError(f"the line '{line[:80]}' is no '{form}' line: expected {form_words(form, separator)}; see --format")
+        raise UserError(
+            f"the line '{line[:80]}' is no '{form}' line: expected {form_words(form, separator)}; see --format"
+        )
     *numbers, label = map(int, rest)
     if label < first_label:
         raise UserError(f"the line '{line[:80]}' has label {label}: labels count from {first_label}; see --first_label")
@@ -147,7 +149,9 @@ def read(args: argparse.Namespace) -> int:
         for line in extract.read_lines(path):
             row = parse_row(line, args.format, args.separator, args.first_label)
             if names and row.label >= len(names):
-                raise UserError(f"{path} has label {row.label}, {args.names} has {len(names)} classes from 0: give its own")
+                raise UserError(
+                    f"{path} has label {row.label}, {args.names} has {len(names)} classes from 0: give its own"
+                )
             label = extract.folder_name(names[row.label]) if names else f"{row.label:04d}"
             part = "_{}_{}".format(*row.numbers) if len(row.numbers) == 2 else ""
             target = args.dst.resolve() / split / label / f"{Path(row.path).name}{part}"
@@ -170,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|read")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--format", choices=COLUMNS, default="frames", help="what a line holds")
-    shared.add_argument("--separator", default=" ", metavar="LETTER", help="between columns; ';' where names have blanks")
+    shared.add_argument(
+        "--separator", default=" ", metavar="LETTER", help="between columns; ';' where names have blanks"
+    )
     shared.add_argument("--first_label", type=int, choices=(0, 1), default=0, help="number of the first class")
 
     options: dict[str, Any] = {"parents": [shared], "formatter_class": extract.HelpFormatter, "allow_abbrev": False}
@@ -183,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     reading.add_argument("--root", type=Path, required=True, metavar="FOLDER", help="what the paths are relative to")
     reading.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make")
-    reading.add_argument("--names", type=Path, metavar="FILE", help="class names, a line each; else numbers name classes")
+    reading.add_argument(
+        "--names", type=Path, metavar="FILE", help="class names, a line each; else numbers name classes"
+    )
     reading.add_argument("--prefix", default="", help="of the frames, where a folder also holds others: img_")
     args = parser.parse_args(argv)
     return extract.guarded(lambda: {"write": write, "read": read}[args.command](args))

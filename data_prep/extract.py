@@ -120,7 +120,9 @@ def class_folders(dataset: Path) -> Iterator[tuple[str, Path]]:
     """(split, class folder) of a data set, sorted. Raises UserError when there is none."""
     splits = [split for split in SPLITS if (dataset / split).is_dir()]
     if not splits:
-        raise UserError(f"{dataset} has none of the folders {', '.join(SPLITS)}: expected {dataset}/train/<class>/<video>")
+        raise UserError(
+            f"{dataset} has none of the folders {', '.join(SPLITS)}: expected {dataset}/train/<class>/<video>"
+        )
     for split in splits:
         for folder in sorted((dataset / split).iterdir()):
             if folder.is_dir() and folder.name[0] != ".":
@@ -367,7 +369,9 @@ class Extractor:
     def _run(self, source: Path, stream: int, folder: Path) -> str:
         """ffmpeg's complaints. Raises BadVideo when it gave up."""
         if source.is_dir() and self.settings.fps:
-            raise UserError(f"--fps needs videos, and {source} is a folder of frames, which has no rate: leave --fps out")
+            raise UserError(
+                f"--fps needs videos, and {source} is a folder of frames, which has no rate: leave --fps out"
+            )
         image, filters = self.settings.image, self.settings.filters
         if source.is_dir() and not filters and frame_files(source)[0].lower().endswith(f".{image}"):
             coding = ["-c:v", "copy"]  # images that need no change keep their bytes

@@ -1,6 +1,8 @@
 """Joins the manifests of a data set that was extracted in parts (--shard), and names all that is missing or failed.
 
     python data_prep/merge_manifests.py data/k400
+
+The one manifest takes their place; later runs of the extraction, whole or in parts, go on from it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 from data_prep import extract
 from frame_sources import (
     LMDB_INDEX,
-    LMDB_KEY_BYTES,
     BadVideo,
     VideoFile,
     frame_files,
@@ -121,9 +120,9 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
     """Packs a split folder. Returns what could not be packed: {video: reason}."""
     kind, listing = list_split(root)
     videos = {lmdb_key(label, name): video for label, names in listing.items() for name, video in names.items()}
-    failures = {key.decode(): "its name is too long for a key" for key in videos if len(key) > LMDB_KEY_BYTES}
+    failures: dict[str, str] = {}
     pack = Pack(path, kind)
-    todo = [key for key in videos if len(key) <= LMDB_KEY_BYTES and pack.frames(key) is None]
+    todo = [key for key in videos if pack.frames(key) is None]
     print(f"{root.name}: {len(videos):,} videos, {len(todo):,} to do")
     with tqdm(total=len(todo), desc=root.name, unit=" videos", disable=not todo) as bar, ThreadPool(jobs) as pool:
         for start in range(0, len(todo), BATCH):
@@ -160,7 +159,9 @@ def run(args: argparse.Namespace) -> int:
     src, dst = extract.check_folders(args.src, args.dst)
     splits = [split for split in extract.SPLITS if (src / split).is_dir()]
     if not splits:
-        raise UserError(f"{src} has none of the folders {', '.join(extract.SPLITS)}: expected {src}/train/<class>/<video>")
+        raise UserError(
+            f"{src} has none of the folders {', '.join(extract.SPLITS)}: expected {src}/train/<class>/<video>"
+        )
     failures: dict[str, str] = {}
     with extract.writing_to(dst), extract.alone(dst, "pack"):
         for split in splits:

@@ -41,7 +41,9 @@ def link(image: Path, target: Path) -> None:
     try:
         os.link(image, target)
     except OSError as error:
-        raise UserError(f"could not link to {image} ({error.strerror}): links stay on one disk; use --by copy") from error
+        raise UserError(
+            f"could not link to {image} ({error.strerror}): links stay on one disk; use --by copy"
+        ) from error
 
 
 def encoder(size: str, quality: int) -> PutImage:
@@ -111,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="a data set of frames; is only read")
     parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the small one to make or go on with")
     parser.add_argument(
-        "--frames", type=extract.number(1, 100_000), required=True, help="frames to keep of each video, the later --seq_len"
+        "--frames",
+        type=extract.number(1, 100_000),
+        required=True,
+        help="frames to keep of each video, the later --seq_len",
     )
     parser.add_argument(
         "--by",

@@ -17,6 +17,17 @@ def make_clip(path: Path, *options: str, frames: int = 10, size: str = "64x48", 
     return path
 
 
+def turn(clip: Path, degrees: int, path: Path) -> Path:
+    """Copies a clip to an mp4 or mov whose metadata says to turn it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copy = ["-i", clip, "-c", "copy"]
+    options = [["-display_rotation:v:0", str(degrees), *copy], [*copy, "-metadata:s:v:0", f"rotate={degrees}"]]
+    for words in options:  # ffmpeg 6 and later, earlier ones
+        if not subprocess.run(["ffmpeg", "-v", "error", "-y", *words, path], capture_output=True).returncode:
+            return path
+    raise AssertionError("ffmpeg could not turn the clip")
+
+
 def place(clip: Path, *paths: Path) -> None:
     """Copies a clip to other names."""
     for path in paths:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import in_a_process, make_clip, place, tree
+from clips import in_a_process, make_clip, place, tree, turn
 from PIL import Image
 
 from data_prep import (
@@ -110,7 +110,13 @@ def test_ucf101_official_split(src, dst, avi):
     assert list(videos(dst)) == ["train/Archery/v_Archery_g08_c01", "test/Archery/v_Archery_g01_c01"]
 
 
-ODD_NAMES = ["#20_Rhythm_clap_u_nm", "(a)[b]!&+;@~-x_clap", "-dash 'quote' \"two\" %05d", "a:b$c`d\\e*?", "été_v1.2_clap"]
+ODD_NAMES = [
+    "#20_Rhythm_clap_u_nm",
+    "(a)[b]!&+;@~-x_clap",
+    "-dash 'quote' \"two\" %05d",
+    "a:b$c`d\\e*?",
+    "été_v1.2_clap",
+]
 
 
 def test_hmdb51_with_every_odd_character(src, dst, avi):
@@ -229,7 +235,9 @@ def test_kinetics_ids_with_dashes_and_underscores(src, dst, clip):
     )
     lists = src.parent / "lists"
     lists.mkdir()
-    (lists / "train.list").write_text("air drumming/-5A_B-c_dE__000010_000020\nair drumming/-5A_B-c_dE__000030_000040\n")
+    (lists / "train.list").write_text(
+        "air drumming/-5A_B-c_dE__000010_000020\nair drumming/-5A_B-c_dE__000030_000040\n"
+    )
     (lists / "val.list").write_text("baking cookies/_abcdefghiX_000001_000011\n")
     (lists / "test.list").write_text("hurling (sport)/_abcdefghi-_000099_000109\n")
     assert run(extract_kinetics.main, src, dst, "--list", lists) == 1
@@ -297,12 +305,7 @@ def test_size_of_the_frames(size, flags, expected, src, dst):
 
 
 def test_short_side_is_that_of_the_upright_frame(src, dst, clip):
-    target = src / "train" / "a" / "v.mov"
-    target.parent.mkdir(parents=True)
-    turn = ["-display_rotation", "90", "-i", clip, "-c", "copy", target]
-    subprocess.run(["ffmpeg", "-v", "error", *map(str, turn)], check=False)
-    if not target.exists():  # ffmpeg before 6 knows the older way only
-        subprocess.run(["ffmpeg", "-v", "error", "-i", clip, "-c", "copy", "-metadata:s:v", "rotate=90", target], check=True)
+    turn(clip, 90, src / "train" / "a" / "v.mov")
     assert run(extract_folder.main, src, dst, "--short_side", 24) == 0
     assert Image.open(dst / "train/a/v/00001.jpg").size == (24, 32)
 
@@ -323,7 +326,9 @@ def test_fps_thins_out_and_quality_makes_smaller(mine, dst):
 
 
 def test_a_variable_frame_rate_gives_every_frame_once(src, dst):
-    make_clip(src / "train" / "a" / "v.mp4", "-vf", "setpts=N*N/TB/20", "-vsync", "passthrough", "-enc_time_base", "1:1000")
+    make_clip(
+        src / "train" / "a" / "v.mp4", "-vf", "setpts=N*N/TB/20", "-vsync", "passthrough", "-enc_time_base", "1:1000"
+    )
     assert run(extract_folder.main, src, dst) == 0
     assert videos(dst) == {"train/a/v": FRAMES}
     assert "complaints" not in manifest(dst)["train/a/v"]
