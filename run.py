@@ -52,7 +52,7 @@ from video_reader import (
 
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
-__all__ = ["METHODS", "Learner", "build_head", "build_parser", "main", "parse_args"]
+__all__ = ["METHODS", "Learner", "build_head", "build_parser", "load_head", "main", "parse_args"]
 
 
 def load_model_state(model: CNN_FSHead, checkpoint: dict[str, Any], path: Path) -> None:
@@ -70,6 +70,20 @@ def input_spec_of(model: CNN_FSHead, args: argparse.Namespace) -> InputSpec:
     if args.normalise == "none":
         spec = spec.unnormalised()
     return dataclasses.replace(spec, size=args.img_size or spec.size, frames=args.seq_len)
+
+
+def load_head(path: Path) -> tuple[CNN_FSHead, argparse.Namespace, InputSpec]:
+    """The method in a checkpoint, ready to answer: (model in eval mode on this machine's device, its settings, its input)."""
+    checkpoint = load_checkpoint(path)
+    args = argparse.Namespace(**checkpoint["args"])
+    model = build_head(args, load_pretrained=False)
+    load_model_state(model, checkpoint, path)
+    use_channels_last(model)
+    return model.to(default_device()).eval(), args, input_spec_of(model, args)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def use_channels_last(model: torch.nn.Module) -> None:
@@ -131,7 +145,7 @@ class Learner:
     def __init__(self, args: argparse.Namespace, run: RunFolder) -> None:
         self.args = args
         self.run = run
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.ways_test = args.way_test or [args.way]
         self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
