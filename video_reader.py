@@ -9,6 +9,7 @@ target videos each.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -128,7 +129,7 @@ class Split:
     def fingerprint(self) -> str:
         """A short hash of the class names, video names and frame counts: equal for the same data set anywhere."""
         content = json.dumps([self.classes, self.videos, self.num_frames], ensure_ascii=False)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]  # names need not be Unicode
 
     def video_name(self, label: int, video: int) -> str:
         return f"{self.classes[label]}/{self.videos[label][video]}"
@@ -199,19 +200,27 @@ def _cache_folder() -> Path:
 
 def _read_cache(path: Path) -> dict[str, dict[str, list[int]]]:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}  # absent or damaged: it is only a cache, the folders are listed again
+        checksum, _, content = path.read_bytes().partition(b"\n")
+    except OSError:
+        return {}
+    # Where it is damaged, or of another form, the folders are listed again: it is only a cache.
+    return json.loads(content) if checksum == _checksum(content) else {}
 
 
 def _write_cache(path: Path, listing: dict[str, dict[str, list[int]]]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(listing, separators=(",", ":")), encoding="utf-8")
+        content = json.dumps(listing, separators=(",", ":")).encode()
+        temporary.write_bytes(_checksum(content) + b"\n" + content)
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # no room or no right to write: the next start lists again
+    except OSError:  # no room or no right to write: the next start lists again
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
