@@ -14,11 +14,44 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES, build_backbone, import_from_file
-from model import CNN_TRX, CNN_TSN, CNN_FSHead
+from model import (
+    CNN_CMN,
+    CNN_OTAM,
+    CNN_PAL,
+    CNN_TRX,
+    CNN_TSN,
+    CNN_BiMHM,
+    CNN_Chamfer,
+    CNN_ChamferPlusPlus,
+    CNN_ChamferQuery,
+    CNN_ChamferSupport,
+    CNN_Diagonal,
+    CNN_DualPrototypes,
+    CNN_FSHead,
+    CNN_Linear,
+    CNN_Max,
+    CNN_Mean,
+)
 from utils import RunFolder, UserError, load_checkpoint, read_json, unknown_name
 from video_reader import SAMPLINGS
 
-METHODS: dict[str, type[CNN_FSHead]] = {"tsn": CNN_TSN, "trx": CNN_TRX}
+METHODS: dict[str, type[CNN_FSHead]] = {
+    "tsn": CNN_TSN,
+    "trx": CNN_TRX,
+    "dual_prototypes": CNN_DualPrototypes,
+    "otam": CNN_OTAM,
+    "pal": CNN_PAL,
+    "cmn": CNN_CMN,
+    "mean": CNN_Mean,
+    "max": CNN_Max,
+    "diag": CNN_Diagonal,
+    "linear": CNN_Linear,
+    "chamfer_q": CNN_ChamferQuery,
+    "chamfer_s": CNN_ChamferSupport,
+    "chamfer": CNN_Chamfer,
+    "chamfer++": CNN_ChamferPlusPlus,
+    "bimhm": CNN_BiMHM,
+}
 
 LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
 

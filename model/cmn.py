@@ -1,0 +1,63 @@
+"""CMN-lite, the multi-saliency descriptors of compound memory networks without their memory.
+
+Letters: B episodes, K way, N support videos, J shots of a class, Q queries, S feature steps, D feature width, H slots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from model.head import CNN_FSHead, group_by_class, mean_over_shots
+
+
+class SaliencyDescriptor(nn.Module):
+    """A video of any length as one vector: its steps shared out to learnt slots, and what each slot gets beyond itself.
+
+    Zhu and Yang, "Compound memory networks for few-shot video classification" (ECCV 2018), its multi-saliency descriptor.
+    """
+
+    def __init__(self, width: int, num_slots: int) -> None:
+        super().__init__()
+        # Small, so that at first all slots share all steps, but unlike each other: equal ones would stay equal for ever.
+        self.slots = nn.Parameter(0.02 * torch.randn(num_slots, width))
+        self.merge = nn.Linear(num_slots * width, width)
+        with torch.no_grad():
+            self.merge.weight.copy_(torch.eye(width).repeat(1, num_slots))  # at first, the sum of the slots
+            self.merge.bias.zero_()
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """(..., S, D) -> (..., D)."""
+        shares = (steps @ self.slots.mT / math.sqrt(steps.shape[-1])).softmax(dim=-1)  # (..., S, H)
+        residuals = shares.mT @ steps - rearrange(shares.sum(dim=-2), "... h -> ... h 1") * self.slots  # (..., H, D)
+        return self.merge(F.normalize(residuals, dim=-1).flatten(-2))
+
+
+class CNN_CMN(CNN_FSHead):
+    """CMN-lite: videos as learnt saliency descriptors without order, compared with class means by squared distance.
+
+    The comparison of Zhu et al. in "A closer look at few-shot video classification" (2021): the descriptors of compound
+    memory networks, without memory and its training.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.descriptor = SaliencyDescriptor(self.backbone.feature_dim, args.cmn_slots)
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument(
+            "--cmn_slots", type=int, default=8, help="saliency slots; each adds a square map of the feature width"
+        )
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+        support, present = group_by_class(self.descriptor(support_features), support_labels)
+        prototypes = mean_over_shots(support, present[..., None], dim=2)  # (B, K, D)
+        target = self.descriptor(target_features)
+        return -(rearrange(target, "b q d -> b q 1 d") - rearrange(prototypes, "b k d -> b 1 k d")).square().sum(dim=-1)

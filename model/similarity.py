@@ -1,0 +1,174 @@
+"""One kernel, the cosines of all steps of a query to all steps of a support video, and the methods that reduce it.
+
+Bertrand et al., "Rethinking matching-based few-shot action recognition" (SCIA 2023), compare most of them.
+
+Letters: B episodes, K way, N support videos, J shots of a class, Q queries, S feature steps, D feature width,
+W tuple cardinality, L and M steps (or tuples of steps) of a query and of a support video.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import combinations
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from model.head import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
+from utils import UserError, cos_sim
+
+
+def step_similarities(target: Tensor, support: Tensor) -> Tensor:
+    """Cosine of every query step to every support step: (B, Q, L, D), (B, K, J, M, D) -> (B, Q, K, J, L, M)."""
+    cosines = cos_sim(rearrange(target, "b q l d -> b (q l) d"), rearrange(support, "b k j m d -> b (k j m) d"))
+    queries, way, shots = target.shape[1], *support.shape[1:3]
+    return rearrange(cosines, "b (q l) (k j m) -> b q k j l m", q=queries, k=way, j=shots)
+
+
+def tuple_similarities(target: Tensor, support: Tensor, tuples: Tensor, epsilon: float = 0.01) -> Tensor:
+    """Cosine of every concatenated tuple of query steps to every one of support steps, as `cos_sim` takes it.
+
+    (B, Q, S, D), (B, K, J, S, D) and the steps of each tuple, int64 (M, W) -> (B, Q, K, J, M, M). No tuple is built: the
+    product of two concatenations is the sum of the products of their parts, and S*S products hold all of them.
+    """
+    products = torch.einsum("bqld,bkjmd->bqkjlm", target, support)[..., tuples[:, None], tuples].sum(-1)
+    target_norms, support_norms = (steps.norm(dim=-1)[..., tuples].norm(dim=-1) for steps in (target, support))
+    return products / (torch.einsum("bql,bkjm->bqkjlm", target_norms, support_norms) + epsilon)
+
+
+class CNN_Similarity(CNN_FSHead):
+    """Base of the similarity family: a reduction of the cosine matrix of two videos is their similarity.
+
+    A method of the family writes `video_similarity`. A class scores the mean over its shots times a learnt factor.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.scale: nn.Module = LogitScale()
+
+    def group_support(self, support_features: Tensor, support_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, S, D), (B, N) -> the videos a query is compared with (B, K, J, S, D) and which exist, bool (B, K, J)."""
+        return group_by_class(support_features, support_labels)
+
+    def similarities(self, target: Tensor, support: Tensor) -> Tensor:
+        """(B, Q, S, D), (B, K, J, S, D) -> the matrices that are reduced, (B, Q, K, J, L, M)."""
+        return step_similarities(target, support)
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        """Reduces matrices (..., L, M) of a query's and a support video's steps to numbers (...)."""
+        raise NotImplementedError(f"{type(self).__name__} must define video_similarity()")
+
+    def class_similarity(self, similarities: Tensor, present: Tensor) -> Tensor:
+        """Matrices (B, Q, K, J, L, M) and which shots exist, bool (B, K, J) -> (B, Q, K)."""
+        return mean_over_shots(self.video_similarity(similarities), present[:, None], dim=-1)
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+        support, present = self.group_support(support_features, support_labels)
+        return self.scale(self.class_similarity(self.similarities(target_features, support), present))
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """What the logits are made of: "similarities" (B, Q, K, J, L, M) and "present", which shots exist, (B, K, J)."""
+        support, present = self.group_support(support_features, support_labels)
+        return {"similarities": self.similarities(target_features, support), "present": present}
+
+
+class CNN_Mean(CNN_Similarity):
+    """Mean matching: mean cosine of all pairs of a query step and a support step."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return similarities.mean(dim=(-2, -1))
+
+
+class CNN_Max(CNN_Similarity):
+    """Max matching: cosine of the single best pair of a query step and a support step."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return similarities.amax(dim=(-2, -1))
+
+
+class CNN_Diagonal(CNN_Similarity):
+    """Diagonal matching: mean cosine of the steps at equal times."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return similarities.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+
+
+class CNN_Linear(CNN_Similarity):
+    """Linear matching: cosines of all pairs of steps, weighted by what was learnt for their two times."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.weight = nn.Parameter(torch.full((self.num_steps, self.num_steps), self.num_steps**-2.0))  # the mean
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return (similarities * self.weight).sum(dim=(-2, -1))
+
+
+class CNN_ChamferQuery(CNN_Similarity):
+    """Chamfer matching of the query: mean over query steps of the cosine of their best support step."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return similarities.amax(dim=-1).mean(dim=-1)
+
+
+class CNN_ChamferSupport(CNN_Similarity):
+    """Chamfer matching of the support: mean over support steps of the cosine of their best query step."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return similarities.amax(dim=-2).mean(dim=-1)
+
+
+class CNN_Chamfer(CNN_Similarity):
+    """Chamfer matching both ways: every step of either video finds its best one in the other."""
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        return (similarities.amax(dim=-1).mean(dim=-1) + similarities.amax(dim=-2).mean(dim=-1)) / 2
+
+
+class CNN_ChamferPlusPlus(CNN_Similarity):
+    """Chamfer++: matching both ways of ordered step tuples, a query's among those of all shots of a class at once.
+
+    With `--chamfer_tuples 1`, Chamfer matching with joint shots.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        cardinality = args.chamfer_tuples
+        if not 1 <= cardinality <= self.num_steps:
+            raise UserError(
+                f"--chamfer_tuples is {cardinality}: expected 1 to {self.num_steps}, the feature steps that backbone "
+                f"{args.backbone} gives for --seq_len {args.seq_len}"
+            )
+        self.tuples: Tensor
+        tuples = torch.tensor(list(combinations(range(self.num_steps), cardinality)))  # (M, W)
+        self.register_buffer("tuples", tuples, persistent=False)
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument("--chamfer_tuples", type=int, default=3, help="steps in a tuple; 1 matches single steps")
+
+    def similarities(self, target: Tensor, support: Tensor) -> Tensor:
+        return tuple_similarities(target, support, self.tuples)
+
+    def class_similarity(self, similarities: Tensor, present: Tensor) -> Tensor:
+        present = present[:, None]  # (B, 1, K, J)
+        among_shots = similarities.masked_fill(~present[..., None, None], -torch.inf).amax(dim=(-3, -1))  # (B, Q, K, L)
+        support_best = similarities.amax(dim=-2).mean(dim=-1)  # (B, Q, K, J)
+        return (among_shots.mean(dim=-1) + mean_over_shots(support_best, present, dim=-1)) / 2
+
+
+class CNN_BiMHM(CNN_Similarity):
+    """Bidirectional mean Hausdorff metric of HyRSM: minus the cosine distances of all steps to their best ones.
+
+    HyRSM (Wang et al., CVPR 2022), its matching alone.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.scale = nn.Identity()  # sums of up to 2S distances have a range of their own
+
+    def video_similarity(self, similarities: Tensor) -> Tensor:
+        distances = 1 - similarities
+        return -(distances.amin(dim=-1).sum(dim=-1) + distances.amin(dim=-2).sum(dim=-1))
