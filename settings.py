@@ -76,7 +76,10 @@ class RecipeParser(argparse.ArgumentParser):
     """Reads `@file.args` recipes: several flags to a line, # begins a comment. A wrong flag is one sentence, exit code 2."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            raise UserError(f"a recipe holds the line {arg_line!r}, which cannot be read: {error}") from error
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
