@@ -128,7 +128,7 @@ def download_weights(name: str) -> dict[str, Any]:
     """The state dict of torchvision's weights `name`, from its cache or from the network."""
     try:
         return torchvision.models.get_weight(name).get_state_dict(progress=True, check_hash=True)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"torchvision has no weights '{name}': give names as it has them, or a file") from error
     except (OSError, RuntimeError) as error:
         raise UserError(

@@ -108,15 +108,15 @@ class TemporalPool(Temporal):
 
     def __init__(self, kind: str = "max") -> None:
         super().__init__()
-        pool = {"max": nn.MaxPool3d, "avg": nn.AvgPool3d}[one_of("pooling", kind, ("max", "avg"))]
-        self.pool = pool((3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0))
+        pool = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[one_of("pooling", kind, ("max", "avg"))]
+        self.pool = pool((3, 1), stride=(2, 1), padding=(1, 0))
 
     def num_steps(self, seq_len: int) -> int:
         return (seq_len + 1) // 2
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
-        pooled = self.pool(rearrange(maps, "(n t) c h w -> n c t h w", n=clips))
-        return rearrange(pooled, "n c t h w -> (n t) c h w")
+        pooled = self.pool(rearrange(maps, "(n t) c h w -> n c t (h w)", n=clips))
+        return rearrange(pooled, "n c t (h w) -> (n t) c h w", h=maps.shape[-2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

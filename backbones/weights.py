@@ -85,7 +85,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflatio
     one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
     found = {own_name(name, own): tensor for name, tensor in plain_blocks(joined_taps(state)).items()}
-    matched = {name: fitted(found[name], own[name], inflation) for name in own.keys() & found.keys()}
+    matched = {name: fitted(found[name], own[name], inflation) for name in own if name in found}
     for name, tensor in matched.items():
         if own[name].shape != tensor.shape:
             raise UserError(
