@@ -1,0 +1,196 @@
+"""What every method keeps, on features in float64: any way and shots, no order among classes, shots, queries, episodes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import run
+from model.head import CNN_FSHead, group_by_class
+
+STEPS = 4
+OPTIONS = [
+    "tsn --tsn_distance sqeuclid",
+    "dual_prototypes --dp_variant code",
+    "dual_prototypes --dp_variant code --dp_cosine_axis tuple",
+    "otam --otam_hard_test",
+    "otam --otam_shot_reduce feature",
+    "pal --pal_prototype_loss sigmoid",
+    "chamfer++ --chamfer_tuples 1",
+]
+UNEQUAL = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])  # 3, 1 and 4 shots
+TARGET_LABELS = torch.tensor([2, 0, 1, 0, 2])
+
+
+def build(method: str, *flags: str) -> CNN_FSHead:
+    """A head whose flags say another way and shot than its episodes have, always with the same weights, in float64."""
+    torch.manual_seed(0)
+    settings = (
+        "-c unused --backbone conv4 --no_pretrained --seq_len 4 --trans_linear_out_dim 24 --way 2 --shot 7 --method"
+    )
+    argv = [*shlex.split(f"{settings} {method}"), *flags]
+    return run.build_head(run.build_parser().parse_args(argv)).double().eval()
+
+
+@pytest.fixture(params=[*run.METHODS, *OPTIONS])
+def method(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def head(method) -> CNN_FSHead:
+    return build(method)
+
+
+def features(head: CNN_FSHead, videos: int, *, seed: int = 0) -> Tensor:
+    """What `classify` reads of so many videos (1, videos, ...): not negative, unlike each other, as after a ReLU."""
+    with torch.no_grad():
+        like = head.encode(torch.zeros(1, STEPS, 3, 32, 32, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, videos, *like.shape[1:], generator=generator, dtype=torch.float64).relu()
+
+
+def outputs_of(head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor) -> dict[str, Tensor]:
+    outputs = head.classify(support, labels.expand(len(support), -1), target)
+    return outputs if isinstance(outputs, dict) else {"logits": outputs}
+
+
+def logits_of(head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    return outputs_of(head, support, labels, target)["logits"]
+
+
+def own_parameters(head: CNN_FSHead) -> dict[str, Tensor]:
+    return {name: p for name, p in head.named_parameters() if not name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("labels", [[0], [1, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 1, 1, 0], UNEQUAL.tolist()])
+def test_way_and_shots_are_those_of_the_labels(head, labels):
+    logits = logits_of(head, features(head, len(labels)), torch.tensor(labels), features(head, 2, seed=1))
+    assert logits.shape == (1, 2, max(labels) + 1)
+    assert logits.isfinite().all()
+
+
+def test_renaming_the_classes_renames_the_logits(head):
+    support, target, names = features(head, 8), features(head, 4, seed=1), torch.tensor([1, 2, 0])
+    logits, renamed = (logits_of(head, support, labels, target) for labels in (UNEQUAL, names[UNEQUAL]))
+    torch.testing.assert_close(renamed[..., names], logits)
+    assert (renamed - logits).abs().max() > 1e-6  # so that the comparison says something
+
+
+def test_the_order_of_support_videos_does_not_matter(head):
+    support, target, order = features(head, 8), features(head, 4, seed=1), torch.tensor([5, 2, 7, 0, 3, 1, 6, 4])
+    shuffled = logits_of(head, support[:, order], UNEQUAL[order], target)
+    torch.testing.assert_close(shuffled, logits_of(head, support, UNEQUAL, target))
+
+
+def test_the_order_of_queries_is_that_of_the_logits_and_each_is_scored_by_itself(head):
+    support, target, order = features(head, 8), features(head, 4, seed=1), torch.tensor([2, 0, 3, 1])
+    logits = logits_of(head, support, UNEQUAL, target)
+    torch.testing.assert_close(logits_of(head, support, UNEQUAL, target[:, order]), logits[:, order])
+    torch.testing.assert_close(logits_of(head, support, UNEQUAL, target[:, 2:3]), logits[:, 2:3])
+
+
+def test_many_episodes_at_once_equal_one_after_the_other(head):
+    """Also when they differ in shots, so that each is filled up by other numbers of videos."""
+    labels = torch.stack([UNEQUAL, torch.tensor([1, 1, 0, 2, 0, 1, 2, 0]), torch.tensor([0, 1, 2, 2, 2, 2, 2, 2])])
+    support = torch.cat([features(head, 8, seed=seed) for seed in range(3)])
+    target = torch.cat([features(head, 4, seed=seed) for seed in range(3, 6)])
+    together = logits_of(head, support, labels, target)
+    for b in range(3):
+        alone = logits_of(head, support[b : b + 1], labels[b], target[b : b + 1])
+        torch.testing.assert_close(together[b : b + 1], alone)
+
+
+def test_what_fills_up_a_class_is_not_looked_at(head, monkeypatch):
+    """Support videos that do not exist are zeros; any other numbers must do as well."""
+    case = features(head, 8), UNEQUAL, features(head, 4, seed=1)
+    logits = logits_of(head, *case)
+    filled = filled_with_noise(group_by_class)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("model.") and hasattr(module, "group_by_class"):
+            monkeypatch.setattr(module, "group_by_class", filled)
+    torch.testing.assert_close(logits_of(head, *case), logits)
+
+
+def filled_with_noise(group: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def group_and_fill(support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        grouped, present = group(support, labels)
+        exists = present.reshape(*present.shape, *[1] * (grouped.ndim - 3))
+        return torch.where(exists, grouped, 7 * torch.ones_like(grouped).cumsum(dim=-1).sin()), present
+
+    return group_and_fill
+
+
+def test_every_own_parameter_and_the_backbone_get_a_gradient(head):
+    support, target = features(head, 8).requires_grad_(), features(head, 5, seed=1).requires_grad_()
+    outputs = outputs_of(head.train(), support, UNEQUAL, target)
+    head.loss({"target_labels": TARGET_LABELS[None]}, outputs).backward()
+    learnt = {"support": support, "target": target, **own_parameters(head)}
+    assert [name for name, value in learnt.items() if value.grad is None or not value.grad.any()] == []
+    assert all(value.grad.isfinite().all() for value in learnt.values())
+
+
+def test_half_precision_features_give_finite_numbers_in_single_precision(head):
+    """Of every scale, and of a black clip, whose features can be zero."""
+    support, target = features(head, 8).bfloat16(), features(head, 5, seed=1).bfloat16()
+    support[0, 1], target[0, 0] = 100 * support[0, 1], 0
+    support[0, 2] = 0
+    support.requires_grad_()
+    head.float().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = head.classify_episodes(support, UNEQUAL[None], target)
+        head.loss({"target_labels": TARGET_LABELS[None]}, outputs).backward()
+    assert outputs["logits"].dtype == torch.float32
+    assert all(value.isfinite().all() for value in outputs.values())
+    assert all(p.grad.isfinite().all() for p in [support, *own_parameters(head).values()])
+
+
+def test_one_episode_can_be_learnt_by_heart(head):
+    """With features that may be moved, as a backbone would."""
+    support, target = features(head, 8).requires_grad_(), features(head, 5, seed=1).requires_grad_()
+    optimizer = torch.optim.Adam([support, target, *own_parameters(head).values()], lr=0.02)
+    losses = []
+    for _ in range(40):
+        outputs = outputs_of(head.train(), support, UNEQUAL, target)
+        loss = head.loss({"target_labels": TARGET_LABELS[None]}, outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.equal(outputs["logits"][0].argmax(dim=-1), TARGET_LABELS)
+
+
+def test_mean_over_25_queries_at_25_times_the_rate_is_their_sum(method):
+    """The rate 0.001 of the TRX authors, who add up the queries of an episode, is 0.025 where the mean is taken."""
+    after = []
+    for reduction, rate in (("sum", 1e-3), ("mean", 25e-3)):
+        head = build(method, "--loss_reduction", reduction)
+        support, target = features(head, 8).requires_grad_(), features(head, 25, seed=1).requires_grad_()
+        learnt = [support, target, *own_parameters(head).values()]
+        before = support.detach().clone()
+        labels = torch.arange(25)[None] % 3
+        head.loss({"target_labels": labels}, outputs_of(head, support, UNEQUAL, target)).backward()
+        torch.optim.SGD(learnt, lr=rate).step()
+        assert not torch.equal(support, before)
+        after.append([value.detach() for value in learnt])
+    torch.testing.assert_close(*after, rtol=1e-10, atol=1e-14)
+
+
+def test_explanations_are_of_every_episode_and_finite(head):
+    if not hasattr(head, "explain"):
+        pytest.skip("this method has nothing to show")
+    support, target = features(head, 8).repeat(2, *[1] * (features(head, 1).ndim - 1)), features(head, 4, seed=1)
+    labels = UNEQUAL.expand(2, -1)
+    with torch.inference_mode():
+        shown = head.explain(support, labels, target.expand(2, *target.shape[1:]))
+    assert shown
+    for value in shown.values():
+        assert len(value) == 2
+        assert value.isfinite().all()
+        torch.testing.assert_close(value[0], value[1])
