@@ -26,7 +26,8 @@ from tqdm import tqdm
 from frame_sources import BadVideo
 from transforms import InputSpec
 from utils import UserError, write_json
-from video_reader import Split, VideoDataset
+from video_reader import VideoDataset
+from video_split import Split
 
 UNKNOWN, ENCODED, BAD = 0, 1, 2  # what is known of a video
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from episodes import episodes_fingerprint, seal_episodes, unseal_episodes
 from evaluation import Predictions, Tally
 from feature_store import FeatureStore, fingerprint, stored_episodes
 from frame_sources import BadVideo
@@ -41,14 +42,8 @@ from utils import (
     versions,
     write_json,
 )
-from video_reader import (
-    Split,
-    VideoDataset,
-    episodes_fingerprint,
-    read_episodes,
-    seal_episodes,
-    unseal_episodes,
-)
+from video_reader import VideoDataset, read_episodes
+from video_split import Split
 
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
@@ -183,7 +178,7 @@ class Learner:
 
     def open_dataset(self, split_name: str, way: int, shot: int, *, train: bool = False) -> VideoDataset:
         args = self.args
-        split = Split.open(args.dataset, split_name, on_bad_video=args.on_bad_video)
+        split = Split.open(args.dataset, split_name, format=args.format, on_bad_video=args.on_bad_video)
         flip = args.flip == "on" or (args.flip == "auto" and not split.direction_classes())
         if train and args.flip == "auto" and not flip:
             self.run.log(

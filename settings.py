@@ -34,6 +34,7 @@ from model import (
 )
 from utils import RunFolder, UserError, load_checkpoint, read_json, unknown_name
 from video_reader import SAMPLINGS
+from video_split import FORMATS
 
 METHODS: dict[str, type[CNN_FSHead]] = {
     "tsn": CNN_TSN,
@@ -57,7 +58,7 @@ LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_fin
 
 # What may change when a run goes on: how it is run, how long, and how it is tested. All else makes it another run.
 MAY_CHANGE_ON_RESUME = {
-    "resume_from_checkpoint", "checkpoint_dir", "dataset", "num_workers", "num_gpus", "print_freq", "save_freq",
+    "resume_from_checkpoint", "checkpoint_dir", "dataset", "format", "num_workers", "num_gpus", "print_freq", "save_freq",
     "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test",
     "test_model_name", "patience", "episodes", "direct", "features",
 }  # fmt: skip
@@ -129,6 +130,12 @@ def build_parser(
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="data/ssv2small", help="folder with {train,val,test}/<class>/<video>/*.jpg")
+    group.add_argument(
+        "--format",
+        choices=["auto", *FORMATS],
+        default="auto",
+        help="how the data set is stored: folders of frames, video files, or LMDB; auto: looks",
+    )
     group.add_argument("--seq_len", type=int, default=8, help="frames sampled per video")
     group.add_argument("--img_size", type=int, help="side of the square input, pixels; unset: the backbone's own (224)")
     group.add_argument(

@@ -11,7 +11,7 @@ from conftest import write_video
 
 from data_prep import annotate, extract
 from frame_sources import FrameFolder
-from video_reader import Split
+from video_split import Split
 
 
 @pytest.fixture

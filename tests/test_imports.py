@@ -19,9 +19,11 @@ ALLOWED = {
     "transforms": set(),
     "frame_sources": set(),
     "backbones": LEAVES,
-    "video_reader": LEAVES,
+    "video_split": LEAVES,
+    "episodes": {*LEAVES, "video_split"},
+    "video_reader": {*LEAVES, "video_split", "episodes"},
     "evaluation": {"utils"},
-    "feature_store": {*LEAVES, "video_reader"},
+    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader"},
     "model": {"backbones", "utils"},
     "arn": {"model", "backbones", "utils"},
 }
