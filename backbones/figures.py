@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,21 +38,24 @@ class Figures:
     feature_dim: int
 
 
-def measure(name: str) -> Figures:
-    """The figures of a backbone with default options, found on the meta device: nothing is computed or allocated."""
-    frames = BACKBONES[name].frames
+def measure(name: str, *, frames: int | None = None, size: int | None = None, **options: Any) -> Figures:
+    """The figures of a backbone, found on the meta device: nothing is computed or allocated.
+
+    frames, size: of the clip, in the place of those it was made for. options: keywords of the backbone's builder.
+    """
+    frames = frames or BACKBONES[name].frames
     with torch.device("meta"):
-        backbone = build_backbone(name, seq_len=frames).eval()
-        size = backbone.input_spec.size
+        backbone = build_backbone(name, seq_len=frames, **options).eval()
+        size = size or backbone.input_spec.size
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            steps = backbone(torch.empty(1, frames, 3, size, size)).shape[1]
+            _, steps, feature_dim = backbone(torch.empty(1, frames, 3, size, size)).shape
     return Figures(
         frames=frames,
         size=size,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         macs=counter.get_total_flops() // 2,
         steps=steps,
-        feature_dim=backbone.feature_dim,
+        feature_dim=feature_dim,
     )
 
 

@@ -1,10 +1,8 @@
 """Parameters and multiply-accumulates of every published form, on the meta device: nothing is computed."""
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import BACKBONES, build_backbone
+from backbones import BACKBONES
 from backbones.figures import Figures, figures, measure
 
 
@@ -13,11 +11,8 @@ def count(name: str, frames: int, size: int, **options) -> tuple[int, int]:
     written = figures()[name]
     if not options and (frames, size) == (written.frames, written.size):
         return written.parameters, written.macs  # another test measures these
-    with torch.device("meta"):
-        backbone = build_backbone(name, seq_len=frames, **options).eval()
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            backbone(torch.empty(1, frames, 3, size, size))
-    return sum(parameter.numel() for parameter in backbone.parameters()), counter.get_total_flops() // 2
+    found = measure(name, frames=frames, size=size, **options)
+    return found.parameters, found.macs
 
 
 def classifier(width: int, classes: int = 400) -> int:

@@ -7,6 +7,7 @@ from torch import nn
 
 from backbones import build_backbone
 from backbones.backbone import Keep, Temporal
+from backbones.blvnet import Fork, OpenBottleneck
 from backbones.resnet2d import Bottleneck, TemporalPool, residual_blocks
 from backbones.tam import TAM
 from backbones.tsm import NonLocal, Shift, StreamingRecogniser
@@ -232,3 +233,60 @@ def test_a_stream_gives_frame_by_frame_what_the_clip_gives(name, options):
 def test_only_one_directional_networks_run_on_a_stream(name, options):
     with pytest.raises(UserError, match="online=True"):
         StreamingRecogniser(build_backbone(name, seq_len=4, **options))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bLVNet-TAM and LSNet
+
+
+def test_a_fork_shows_one_frame_of_a_pair_small_and_the_other_large_and_gives_both_the_sum():
+    class Times(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, maps):
+            return self.factor * maps
+
+    fork = Fork(big=nn.AvgPool2d(2), little=Times(10), widen=Times(-1), fuse=Times(3))
+    maps = torch.rand(6, 2, 4, 4)
+    out = fork(maps, 1)
+    for pair in range(3):
+        big = F.avg_pool2d(maps[2 * pair + 1], 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        expected = 3 * (big - 10 * maps[2 * pair]).relu()
+        torch.testing.assert_close(out[2 * pair], expected)
+        torch.testing.assert_close(out[2 * pair + 1], expected)
+
+
+def test_blvnet_links_frames_before_every_fork_and_in_its_last_stage():
+    with torch.device("meta"):
+        net = build_backbone("blvnet_tam50", seq_len=4).net
+    widths = [net[f"layer{number}"].tam.mix.in_channels for number in range(4)]
+    assert widths == [64, 64, 256, 512]
+    assert [block.branch.mix.in_channels for block in net["layer4"].values()] == [1024, 2048, 2048]
+    assert all(block.project_from_branch for block in net["layer4"].values())
+    big = net["layer1"].big
+    assert [isinstance(block, OpenBottleneck) for block in big.values()] == [False, True]
+
+
+def test_residual_branches_of_blvnet_start_at_zero():
+    net = build_backbone("blvnet_tam50", seq_len=2).net
+    assert not any(block.bn3.weight.any() for block in net.modules() if isinstance(block, Bottleneck))
+
+
+def test_lsnet_reads_the_luma_of_neighbouring_frames_as_channels():
+    torch.manual_seed(0)
+    backbone = build_backbone("lsnet_resnet18", seq_len=6, num_frame=3, temporal="none").eval()
+    assert backbone.frames_per_step == 3
+    frames = torch.randint(0, 256, (2 * 6, 3, 32, 32), dtype=torch.uint8)
+    luma = 0.299 * frames[:, 0] + 0.587 * frames[:, 1] + 0.114 * frames[:, 2]
+    stacks = ((luma / 255 - 0.449) / 0.226).view(2 * 2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = backbone.net(stacks, 2).mean((2, 3)).view(2, 2, 512)
+        found = backbone(backbone.input_spec.normalise(frames).view(2, 6, 3, 32, 32))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_lsnet_may_read_all_frames_of_a_clip_as_one_stack():
+    backbone = build_backbone("lsnet_resnet18", seq_len=6, num_frame=2, fuse_before_net=True)
+    assert (backbone.net["conv1"].in_channels, backbone.num_steps(6), backbone.frames_per_step) == (6, 1, 2)

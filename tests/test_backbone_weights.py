@@ -1,5 +1,6 @@
 """Weights of image networks and of published checkpoints, in files made here with their names."""
 
+import copy
 import re
 
 import pytest
@@ -12,13 +13,14 @@ from backbones.weights import load_weights, load_weights_file
 from utils import UserError
 
 
-def same_but(name: str) -> tuple[nn.Module, nn.Module]:
-    """A network twice, with other random weights."""
-    options = OPTIONS.get(name, {})
+def trained_and_empty(name: str) -> tuple[nn.Module, nn.Module]:
+    """A network with random weights, and the same with zeros."""
     torch.manual_seed(0)
-    trained = build_backbone(name, seq_len=8, **options).net
-    torch.manual_seed(1)
-    return trained, build_backbone(name, seq_len=8, **options).net
+    trained = build_backbone(name, seq_len=8, **OPTIONS.get(name, {})).net
+    empty = copy.deepcopy(trained)
+    for tensor in empty.state_dict().values():
+        tensor.zero_()
+    return trained, empty
 
 
 OPTIONS = {"tsm_resnet50": {"non_local": True, "temporal_pool": 1}, "resnet3d18": {"shortcut": "A"}}
@@ -113,7 +115,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_checkpoint_loads_whole(name, tmp_path):
-    trained, net = same_but(name)
+    trained, net = trained_and_empty(name)
     torch.save(PUBLISHED[name](trained.state_dict()), tmp_path / "published.pth.tar")
     report = load_weights_file(net, tmp_path / "published.pth.tar")
     assert (report.missing, report.unexpected) == ([], [])
@@ -178,19 +180,25 @@ def test_the_report_names_what_is_added(tmp_path, capsys):
 
 
 def test_weights_of_another_network_are_refused():
-    net = build_backbone("resnet18", seq_len=8).net
+    with torch.device("meta"):
+        net = build_backbone("resnet18", seq_len=8).net
+        resnet50, googlenet = torchvision.models.resnet50(), torchvision.models.googlenet(init_weights=False)
     with pytest.raises(UserError, match="0 tensors loaded"):
         load_weights(net, {"stem.weight": torch.zeros(3)}, "elsewhere")
     with pytest.raises(UserError, match=r"layer1.0.conv1.weight is \(64, 64, 1, 1\), expected \(64, 64, 3, 3\)"):
-        load_weights(net, torchvision.models.resnet50().state_dict(), "elsewhere")
+        load_weights(net, resnet50.state_dict(), "elsewhere")
     with pytest.raises(UserError, match="give weights of the same --backbone"):
-        load_weights(net, torchvision.models.googlenet(init_weights=False).state_dict(), "elsewhere")
+        load_weights(net, googlenet.state_dict(), "elsewhere")
 
 
 @pytest.mark.parametrize("lacking", ["bn1.running_mean", "layer3.1.conv2.weight"])
 def test_a_missing_weight_of_the_image_network_is_refused(lacking):
-    state = torchvision.models.resnet18().state_dict()
+    with torch.device("meta"):
+        state = torchvision.models.resnet18().state_dict()
+        nets = [
+            build_backbone(name, seq_len=8).net for name in ("resnet18", "tam_resnet18", "i3d_resnet18", "s3d_resnet18")
+        ]
     del state[lacking]
-    for name in ("resnet18", "tam_resnet18", "i3d_resnet18", "s3d_resnet18"):
+    for net in nets:
         with pytest.raises(UserError, match="expected every weight"):
-            load_weights(build_backbone(name, seq_len=8).net, state, "a part")
+            load_weights(net, state, "a part")
