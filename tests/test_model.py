@@ -1,4 +1,4 @@
-"""The base class, TSN and TRX: against literal forms, and what every method must keep."""
+"""TSN, TRX and what they share with every method: against literal forms, and through the base class."""
 
 from __future__ import annotations
 
@@ -238,72 +238,6 @@ def test_a_class_without_support_is_named():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What every method keeps
-
-
-@pytest.fixture(params=run.METHODS)
-def head(request) -> CNN_FSHead:
-    return build("--method", request.param, "--way", "2", "--shot", "7")
-
-
-def test_way_and_shots_come_from_the_labels(head):
-    outputs = head.eval()(frames(8), UNEQUAL_SHOTS, frames(4))
-    assert outputs["logits"].shape == (4, 3)
-    assert outputs["logits"].isfinite().all()
-
-
-def test_renaming_the_classes_renames_the_logits(head):
-    head.eval()
-    names = torch.tensor([1, 2, 0])
-    logits = head(frames(8), UNEQUAL_SHOTS, frames(4))["logits"]
-    renamed = head(frames(8), names[UNEQUAL_SHOTS], frames(4))["logits"]
-    torch.testing.assert_close(renamed[:, names], logits, rtol=1e-4, atol=1e-4)
-
-
-def test_each_query_is_scored_by_itself(head):
-    head.eval()
-    together = head(frames(6), EQUAL_SHOTS, frames(4))["logits"]
-    alone = head(frames(6), EQUAL_SHOTS, frames(4)[2 * STEPS : 3 * STEPS])["logits"]
-    torch.testing.assert_close(alone[0], together[2], rtol=1e-4, atol=1e-4)
-
-
-def test_many_episodes_at_once_equal_one_after_the_other(head):
-    head.eval()
-    labels = torch.stack([UNEQUAL_SHOTS, torch.tensor([1, 1, 0, 2, 0, 1, 2, 0])])  # other shots in each episode
-    support, target = frames(8, 2), frames(4, 2)
-    together = head(support, labels, target)["logits"]
-    for b in range(2):
-        torch.testing.assert_close(together[b], head(support[b], labels[b], target[b])["logits"], rtol=1e-4, atol=1e-4)
-
-
-def test_every_parameter_gets_a_gradient(head):
-    outputs = head.train()(frames(6), EQUAL_SHOTS, frames(4))
-    head.loss({"target_labels": torch.tensor([0, 1, 2, 0])}, outputs).backward()
-    without = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == []
-
-
-def test_head_computes_in_float32_whatever_the_backbone_ran_in(head):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head.eval()(frames(6), EQUAL_SHOTS, frames(4))["logits"]
-    assert logits.dtype == torch.float32
-    assert logits.isfinite().all()
-
-
-def test_one_episode_can_be_learnt_by_heart(head):
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
-    task = {"target_labels": torch.tensor([0, 1, 2])}
-    losses = []
-    for _ in range(12):
-        loss = head.train().loss(task, head(frames(6), EQUAL_SHOTS, frames(3)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The base class
 
 
@@ -319,6 +253,28 @@ def test_support_and_query_in_one_backbone_call_or_two():
         joint.train().get_feats(*images), separate.train().get_feats(*images), strict=True
     ):
         assert relative_error(features_joint, features_separate) > 0.01
+
+
+@pytest.mark.parametrize("method", run.METHODS)
+def test_many_episodes_of_images_equal_one_after_the_other(method):
+    """Of another way and other shots than the flags say, and with other shots in each episode."""
+    head = build("--method", method, "--way", "2", "--shot", "7").eval()
+    labels = torch.stack([UNEQUAL_SHOTS, torch.tensor([1, 1, 0, 2, 0, 1, 2, 0])])
+    support, target = frames(8, 2), frames(4, 2)
+    together = head(support, labels, target)["logits"]
+    assert together.shape == (2, 4, 3)
+    for b in range(2):
+        torch.testing.assert_close(together[b], head(support[b], labels[b], target[b])["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_head_computes_in_float32_whatever_the_backbone_ran_in():
+    head = build("--method", "trx").eval()
+    precisions = []
+    head.backbone.register_forward_hook(lambda _, inputs, features: precisions.append(features.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(frames(6), EQUAL_SHOTS, frames(4))["logits"]
+    assert precisions == [torch.bfloat16]
+    assert logits.dtype == torch.float32
 
 
 def test_features_are_those_of_the_clips_in_order():
