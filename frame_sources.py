@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,16 +40,17 @@ class FrameSource(Protocol):
         ...
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.ndarray:
     """The bytes of a JPEG or PNG -> uint8 (H, W, 3) RGB. Grey, palette, CMYK and RGBA images are converted.
 
     `name` is for the error: BadVideo when the bytes are empty, truncated, of another kind, or hold 16-bit samples.
+    `room`, uint8 (H, W, 3), is where most JPEGs of its size are decoded to; the answer is then a view of it.
     """
     if data[:2] == b"\xff\xd8":
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=room)
         except ValueError:
-            pass  # CMYK JPEGs are beyond simplejpeg; Pillow decides whether this is one or a damaged file
+            pass  # too little room, or a CMYK JPEG, or a damaged file; Pillow decides
     return _decode_with_pillow(data, name)
 
 
@@ -69,6 +70,28 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
         if isinstance(error, BadVideo):
             raise
         raise BadVideo(f"{name} is damaged ({error}): expected a whole JPEG or PNG; {advice}") from error
+
+
+def decode_frames(images: Iterable[tuple[str, bytes]], count: int) -> np.ndarray:
+    """The names and bytes of a video's `count` images -> uint8 (count, H, W, 3). Raises BadVideo where one differs in size.
+
+    They are decoded next to each other where they stay: frames of their own would cost a copy and, fresh memory being
+    slow to get, more than that.
+    """
+    frames: np.ndarray | None = None
+    for number, (name, data) in enumerate(images):
+        image = decode_image(data, name, None if frames is None else frames[number])
+        if frames is None:
+            frames = np.empty((count, *image.shape), dtype=np.uint8)
+        if image.shape != frames.shape[1:]:
+            raise BadVideo(
+                f"{name} is {image.shape[1]}x{image.shape[0]} pixels where the video's other frames are "
+                f"{frames.shape[2]}x{frames.shape[1]}; extract the video again"
+            )
+        if not np.may_share_memory(image, frames):
+            frames[number] = image
+    assert frames is not None
+    return frames
 
 
 def frame_files(folder: str | Path) -> list[str]:
@@ -106,23 +129,17 @@ class FrameFolder:
                 f"{self.path} has {self.num_frames} frames, but frame {wanted[-1] + 1} was expected; "
                 "the folder has changed since it was indexed, start again"
             )
-        frames = [self._decode(self.names[index]) for index in wanted]
-        for index, frame in zip(wanted, frames, strict=True):
-            if frame.shape != frames[0].shape:
-                raise BadVideo(
-                    f"{self.path}/{self.names[index]} is {frame.shape[1]}x{frame.shape[0]} pixels where the video's other "
-                    f"frames are {frames[0].shape[1]}x{frames[0].shape[0]}; extract the video again"
-                )
-        return np.stack([frames[position] for position in positions])
+        names = [self.names[index] for index in wanted]
+        frames = decode_frames(((f"{self.path}/{name}", self._content(name)) for name in names), len(names))
+        return frames if np.array_equal(wanted, indices) else frames[positions]
 
-    def _decode(self, name: str) -> np.ndarray:
+    def _content(self, name: str) -> bytes:
         path = f"{self.path}/{name}"
         try:
             with open(path, "rb", buffering=0) as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
-        return decode_image(data, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,7 +224,7 @@ class VideoFile:
         self, container: InputContainer, stream: VideoStream, wanted: np.ndarray
     ) -> list[np.ndarray] | None:
         """Decodes from the key frame before each wanted frame. None where time stamps don't number the frames."""
-        # Others, AVI above all, store the order of decoding or no stamps at all.
+        # Others store the order of decoding or nothing: frames of a packed AVI (Xvid, as in UCF101) get swapped stamps.
         if not {"mp4", "matroska"} & set(container.format.name.split(",")):
             return None
         packets = [(packet.pts, packet.is_keyframe) for packet in _shown_packets(container, stream)]
@@ -383,10 +400,8 @@ class PackedVideo:
             bounds = image_bounds(value)
             if wanted[-1] > len(bounds) - 2:
                 raise BadVideo(f"{name} has {len(bounds) - 1} frames, but frame {wanted[-1] + 1} was expected")
-            frames = [
-                decode_image(bytes(value[bounds[index] : bounds[index + 1]]), f"{name} frame {index + 1}")
-                for index in wanted
-            ]
-        if any(frame.shape != frames[0].shape for frame in frames):
-            raise BadVideo(f"{name} has frames of different sizes; extract and pack it again")
-        return np.stack([frames[position] for position in positions])
+            images = (
+                (f"{name} frame {index + 1}", bytes(value[bounds[index] : bounds[index + 1]])) for index in wanted
+            )
+            frames = decode_frames(images, len(wanted))
+        return frames if np.array_equal(wanted, indices) else frames[positions]

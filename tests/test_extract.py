@@ -43,12 +43,12 @@ def avi(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def src(tmp_path) -> Path:
-    return tmp_path / "download"
+    return tmp_path / "down load %02d"
 
 
 @pytest.fixture
 def dst(tmp_path) -> Path:
-    return tmp_path / "data"
+    return tmp_path / "100%d 'data'"
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_list_with_an_unknown_class_is_refused(src, dst, something, capsys):
 def test_frames_of_the_20bn_sets_are_copied_as_they_are_or_scaled(module, src, dst, clip):
     for name in ("7", "8"):
         (src / name).mkdir(parents=True)
-        subprocess.run(["ffmpeg", "-v", "error", "-i", clip, src / name / "%05d.jpg"], check=True)
+        subprocess.run(["ffmpeg", "-v", "error", "-i", clip, "%05d.jpg"], cwd=src / name, check=True)
     labels = src.parent / "csv"
     labels.mkdir()
     (labels / "jester-v1-train.csv").write_text("7;Swiping Left\n9;Swiping Left\n")
@@ -370,6 +370,14 @@ def test_bad_videos_fail_by_name_and_the_others_are_made(mine, dst, clip, capsys
     assert "train/bad/no_index" in failed
     assert "5 failed" in capsys.readouterr().out
     assert run(extract_folder.main, mine, dst, "--allow_missing") == 0
+
+
+def test_a_frame_that_was_cut_short_is_noticed(mine, dst, monkeypatch):
+    real = shutil.which("ffmpeg")
+    cut = f'{real} "$@"; for last; do :; done; truncate -s 99 "$(dirname "${{last#file:}}" | sed s/%%/%/)/00003.jpg"; exit 0'
+    monkeypatch.setenv("PATH", wrapped_ffmpeg(dst.parent / "bin", at_call=3, do=cut))
+    assert run(extract_folder.main, mine, dst) == 1
+    assert "ffmpeg wrote only a part of 00003.jpg" in (dst / "failed.txt").read_text()
 
 
 def test_a_failed_video_is_tried_again(mine, dst, clip):
