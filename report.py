@@ -240,7 +240,7 @@ def reliability_figure(predictions: Predictions) -> Figure:
     )  # fmt: skip
     above.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
     above.grid(axis="y")
-    above.legend(loc="upper left")
+    above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
     below.bar(middles, share, width * 0.88, color=LIGHT["quiet"], alpha=0.6)
     below.set(xlabel="confidence of the answer, %", ylabel="queries, %")
     below.grid(axis="y")
@@ -385,7 +385,7 @@ def figure_cards(results: Mapping[str, Any], predictions: Predictions) -> Iterat
     yield card(confusion_figure(predictions), "Confusion",
                "Share of each class's queries, in %, by the answer they got.", many)  # fmt: skip
     yield card(reliability_figure(predictions), "Reliability",
-               f"Expected calibration error {results['calibration_error']:.1f} %: the mean distance between confidence "
+               f"Expected calibration error (ECE) {results['calibration_error']:.1f} %: the mean distance between confidence "
                "and accuracy.")  # fmt: skip
 
 
@@ -395,7 +395,7 @@ def html_table(rows: Sequence[tuple[str, Any]]) -> str:
 
 
 def sizes_table(sizes: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("ways", "shots", "accuracy, %", "over classes", "calibration")
+    heads = ("ways", "shots", "accuracy, %", "over classes", "ECE, %")
     rows = [
         (
             str(size["way"]),
