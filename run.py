@@ -282,7 +282,7 @@ class Learner:
         if not torch.isfinite(loss):
             names = [self.datasets["train"].split.classes[label] for label in task["batch_class_list"].tolist()]
             raise UserError(
-                f"the loss became {float(loss)} in training task {task['index']} (classes {', '.join(names)}): lower "
+                f"the loss became {float(loss.detach())} in training task {task['index']} (classes {', '.join(names)}): lower "
                 "--learning_rate or use --precision fp32; the last checkpoint is kept"
             )
         self.scaler.scale(loss / progress.batch_size).backward()
@@ -497,6 +497,7 @@ class Learner:
     def save(self, name: str) -> None:
         """Everything that an exact continuation needs, under a name in the run folder."""
         self.progress.rows_size = self.run.rows_size()
+        self.run.flush_board()
         content = {
             "args": vars(self.args),
             "progress": dataclasses.asdict(self.progress),
@@ -553,7 +554,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     run = None
     try:
-        args = parse_args(argv)
+        args = parse_args(argv, description=__doc__)
         if args.list:
             print_list()
             return 0

@@ -60,7 +60,7 @@ LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_fin
 MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "checkpoint_dir", "dataset", "format", "num_workers", "num_gpus", "print_freq", "save_freq",
     "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test",
-    "test_model_name", "patience", "episodes", "direct", "features",
+    "test_model_name", "patience", "on_bad_video", "episodes", "direct", "features",
 }  # fmt: skip
 
 # What a run or test that goes on from another does not take from it: where it runs, and what it was asked to do.
@@ -81,6 +81,10 @@ class RecipeParser(argparse.ArgumentParser):
             return shlex.split(arg_line, comments=True)
         except ValueError as error:
             raise UserError(f"a recipe holds the line {arg_line!r}, which cannot be read: {error}") from error
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # `allow_abbrev=False` is about --long flags only: argparse would still take -l for -lr.
+        return [found for found in super()._get_option_tuples(option_string) if option_string.startswith(found[1])]
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
@@ -265,8 +269,11 @@ def find_method(name: str) -> type[CNN_FSHead]:
     return head
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags."""
+def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
+    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags.
+
+    description: what --help says on top.
+    """
     first_look = build_parser(add_help=False)
     early, _ = first_look.parse_known_args(argv)
     if early.list:
@@ -281,6 +288,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if early.resume_from_checkpoint:
         RunFolder(folder, resume=True, writes=False)
         saved = read_json(folder / "args.json")
+        if not isinstance(saved, dict) or "test_only" not in saved:
+            raise UserError(
+                f"{folder}/args.json holds no settings of a run: restore it or start a new run with another -c"
+            )
         if saved["test_only"]:
             raise UserError(
                 f"{folder} holds a test without training, nothing to go on with: leave out -r, give another -c"
@@ -291,7 +302,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     given_method = (
         early.method if early.method != first_look.get_default("method") else saved.get("method", early.method)
     )
-    parser = build_parser(find_method(given_method) if ":" in given_method else None)
+    own_method = find_method(given_method) if ":" in given_method else None
+    parser = build_parser(own_method, description=description)
     inherited = {name: value for name, value in saved.items() if name not in NOT_INHERITED}
     parser.set_defaults(**inherited)
     args = parser.parse_args(argv)
@@ -350,6 +362,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--momentum has no effect with --opt {args.opt}: leave it out or use --opt sgd")
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
+    if args.test_model_name and not args.test_only:
+        will_validate = any(0 < tasks <= args.training_iterations for tasks in args.val_iters)
+        if args.test_model_name not in {LATEST, FINAL, *([BEST] if will_validate else [])}:
+            find_checkpoint(Path(args.checkpoint_dir), args.test_model_name)
     available = torch.cuda.device_count()
     if args.num_gpus > max(1, available):
         raise UserError(f"--num_gpus is {args.num_gpus}, but this machine has {available}: lower it")
@@ -383,9 +399,9 @@ def print_list() -> None:
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
         print(f"  {name:14}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
     print("backbones (--backbone), parameters, feature width, input side:")
-    for name in BACKBONES:
+    for name, entry in BACKBONES.items():
         with torch.device("meta"):
-            backbone = build_backbone(name, seq_len=8)
+            backbone = build_backbone(name, seq_len=entry.frames)
         parameters = sum(p.numel() for p in backbone.parameters())
         print(f"  {name:14}{parameters / 1e6:9.2f} M{backbone.feature_dim:6}{backbone.input_spec.size:6} px")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -97,6 +99,18 @@ def extract_class_indices(labels: Tensor, which_class: Tensor | int) -> Tensor:
 
 
 @contextmanager
+def writing(path: Path, note: str = "") -> Iterator[None]:
+    """Within it, a disk that refuses to write `path` is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"could not write {path}: {error.strerror or error}{note}; free some space or choose another folder, "
+            "then go on with -r"
+        ) from error
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A file object whose content appears under `path` at once when the block ends, or not at all.
 
@@ -104,24 +118,30 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        kept = " (the earlier file is kept)" if path.exists() else ""
-        raise UserError(
-            f"could not write {path}: {error.strerror or error}{kept}; free some space or choose another folder, "
-            "then go on with -r"
-        ) from error
+        with writing(path, " (the earlier file is kept)" if path.exists() else ""):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes JSON for every reader: where a number is infinite or not a number, it says null."""
+    text = json.dumps(_without_odd_numbers(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(f"{text}\n".encode())
+
+
+def _without_odd_numbers(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_odd_numbers(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_odd_numbers(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> Any:
@@ -216,8 +236,7 @@ class RunFolder:
             leftover.unlink()
         if not keep_settings:
             write_json(self.path / "args.json", settings)  # first: its presence says that the folder holds a run
-        with open(self.path / "command.txt", "a", encoding="utf-8") as file:
-            file.write(f"{shlex.join([Path(sys.executable).name, *argv])}\n")
+        self._append("command.txt", f"{shlex.join([Path(sys.executable).name, *argv])}\n")
         if not (self.path / "log.csv").exists():
             self.rewind_rows(0)
         early_lines, self._early_lines = self._early_lines, None
@@ -237,8 +256,12 @@ class RunFolder:
             self._write_log([line])
 
     def _write_log(self, lines: Sequence[str]) -> None:
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n" for line in lines)
+        self._append("log.txt", "".join(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n" for line in lines))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.path / name
+        with writing(path), open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
 
     def row(self, **values: Any) -> None:
         """Appends a row to log.csv. No times are in it, so that a resumed run leaves the same bytes as an unbroken one."""
@@ -246,8 +269,9 @@ class RunFolder:
             return
         unknown = set(values) - set(LOG_COLUMNS)
         assert not unknown, f"log.csv has no column {unknown}"
-        with open(self.path / "log.csv", "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([values.get(column, "") for column in LOG_COLUMNS])
+        line = io.StringIO()
+        csv.writer(line).writerow([values.get(column, "") for column in LOG_COLUMNS])
+        self._append("log.csv", line.getvalue())
 
     def rows_size(self) -> int:
         """Bytes in log.csv now; a checkpoint keeps it so that rows written after it can be taken back."""
@@ -267,20 +291,28 @@ class RunFolder:
         """Adds to TensorBoard's curves, over the number of finished tasks. Names have '__' for '/'."""
         for name, value in values.items():
             if self.writes:
-                self.board.add_scalar(name.replace("__", "/"), value, tasks_done)
+                with writing(self.path / "tensorboard"):
+                    self.board.add_scalar(name.replace("__", "/"), value, tasks_done)
 
     def picture(self, tasks_done: int, name: str, image: Tensor) -> None:
         """Shows a uint8 picture (3, H, W) in TensorBoard."""
         if self.writes:
-            self.board.add_image(name, image, tasks_done)
+            with writing(self.path / "tensorboard"):
+                self.board.add_image(name, image, tasks_done)
 
     def open_board(self, tasks_done: int = 0) -> None:
         """Starts TensorBoard's log; a resumed run hides the points after `tasks_done` that an earlier part has left."""
         from torch.utils.tensorboard import SummaryWriter  # late: importing it takes a second
 
         if self.writes:
-            purge = {"purge_step": tasks_done + 1} if tasks_done else {}
-            self._board = SummaryWriter(str(self.path / "tensorboard"), **purge)
+            with writing(self.path / "tensorboard"):
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=tasks_done + 1 if tasks_done else 0)
+
+    def flush_board(self) -> None:
+        """Brings TensorBoard's points to the disk, so that a kill after a checkpoint loses none from before it."""
+        if self._board is not None:
+            with writing(self.path / "tensorboard"):
+                self._board.flush()
 
     @property
     def board(self) -> Any:
@@ -290,7 +322,8 @@ class RunFolder:
 
     def close(self) -> None:
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a full disk, which a file that matters more has met by now
+                self._board.close()
             self._board = None
 
     def retire(self, name: str) -> None:
