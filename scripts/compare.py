@@ -236,7 +236,8 @@ def latex_table(table: Sequence[Row]) -> str:
 
 def latex(text: str) -> str:
     special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "−": "$-$",
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+        "†": r"$\dagger$", "−": "$-$",
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     }  # fmt: skip
     return "".join(special.get(letter, letter) for letter in text)
