@@ -26,6 +26,8 @@ import numpy as np
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report import LIGHT, SERIES, house_style
+from scripts.command_line import exit_code, new_parser
+from scripts.drawing import save_picture
 from utils import UserError, accuracy_interval, atomic_write, read_json
 
 WIDTH = 80  # columns of a terminal
@@ -89,7 +91,10 @@ def read_run(path: Path, name: str) -> Run:
     """A run folder's test. Raises UserError when there is none."""
     if not (path / "results.json").is_file():
         raise UserError(f"{path} holds no results.json: expected the folder of a run that was tested (-c of run.py)")
-    return Run(name, path, read_json(path / "results.json"), episode_accuracies(path / "predictions.csv"))
+    run = Run(name, path, read_json(path / "results.json"), episode_accuracies(path / "predictions.csv"))
+    if len(run.accuracies) < 2:
+        raise UserError(f"{path} was tested on one episode, which tells nothing: raise --num_test_tasks")
+    return run
 
 
 def episode_accuracies(path: Path) -> np.ndarray:
@@ -297,8 +302,7 @@ def draw_comparison(runs: Sequence[Run], against: Run, path: Path) -> None:
             axes.grid(axis="x")
             axes.spines["left"].set_visible(False)
         figure.supxlabel(f"{conditions(against)}; bars are 95 % intervals", fontsize=8, color=LIGHT["quiet"])
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=200)
+        save_picture(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,9 +334,7 @@ def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders (-c of run.py) that were tested")
     parser.add_argument(
         "--against", metavar="RUN", type=Path, help="the run that others are compared with; unset: the first"
@@ -360,12 +362,8 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        compare(parse_args(sys.argv[1:] if argv is None else argv))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: compare(args))
 
 
 if __name__ == "__main__":

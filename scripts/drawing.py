@@ -1,0 +1,90 @@
+"""What the scripts draw alike: clips as film strips, classes as colours, probabilities as bars. In the look of report.html.
+
+Letters: T frames, H W pixels, K way.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from report import LIGHT, SERIES
+from utils import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def class_colour(k: int) -> str:
+    """The colour of class k of an episode, the same in all its drawings."""
+    return SERIES[k % len(SERIES)]
+
+
+def readable(name: str) -> str:
+    """A class name as words."""
+    return name.replace("_", " ")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Writes a figure as its file's suffix says; pixels for screens and print."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=200)
+
+
+def film_strip(frames: np.ndarray, gap: int = 3) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> the frames side by side on white, (H, T*W + (T-1)*gap, 3)."""
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-gap]
+
+
+def thinned(frames: np.ndarray, count: int) -> np.ndarray:
+    """`count` frames of a clip (T, H, W, 3), evenly spaced; all of them where it has fewer."""
+    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+
+
+def draw_strip(axes: Axes, frames: np.ndarray, colour: str | None = None) -> None:
+    """A clip (T, H, W, 3) as a film strip that fills the axes' width, with a band in its class's colour at the left."""
+    from matplotlib.patches import Rectangle
+
+    bare(axes)
+    axes.imshow(film_strip(frames), aspect="equal", anchor="W", interpolation="antialiased")
+    if colour is not None:
+        band = Rectangle((-0.012, 0), 0.008, 1, transform=axes.transAxes, color=colour, linewidth=0, clip_on=False)
+        axes.add_patch(band)
+
+
+def draw_probabilities(
+    axes: Axes, names: Sequence[str], values: np.ndarray, *, colours: Sequence[str], true: int | None = None
+) -> None:
+    """Bars of the probabilities (K,) of classes, the first on top, the answer in bold.
+
+    true: the class it should be, which is marked; the answer then gets a tick or a cross.
+    """
+    answer = int(values.argmax())
+    places = range(len(values))
+    axes.barh(places, values, height=0.7, color=colours)
+    for k, value in enumerate(values):
+        mark = "" if true is None or k != answer else "  ✓" if answer == true else "  ✗"
+        colour = LIGHT["ink"] if not mark else LIGHT["right" if answer == true else "wrong"]
+        weight = "bold" if k == answer else "normal"
+        axes.text(
+            value + 0.02, k, f"{100 * value:.0f} %{mark}", va="center", color=colour, fontweight=weight, fontsize=8
+        )
+    labels = [f"{readable(name)} (true)" if k == true != answer else readable(name) for k, name in enumerate(names)]
+    bare(axes)
+    axes.set_yticks(places, [textwrap.shorten(label, 44, placeholder=" …") for label in labels], fontsize=8)
+    axes.get_yticklabels()[answer].set_fontweight("bold")
+    axes.set(xlim=(0, 1.25), ylim=(len(values) - 0.4, -0.6))
+
+
+def bare(axes: Axes) -> None:
+    """Takes away ticks and frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
