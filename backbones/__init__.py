@@ -36,7 +36,7 @@ INCEPTION = "GoogLeNet_Weights.IMAGENET1K_V1"
 MOBILENET = "MobileNet_V2_Weights.IMAGENET1K_V1"
 
 
-def depths(
+def per_depth(
     name: str, build: Callable[..., Backbone], depths: Sequence[int], weights: str | None = None, frames: int = 8
 ) -> dict[str, BackboneEntry]:
     """An entry per depth; '{}' stands for it in the name and in the name of the weights."""
@@ -47,21 +47,21 @@ def depths(
 
 
 BACKBONES: dict[str, BackboneEntry] = {
-    **depths("resnet{}", resnet2d.resnet, (18, 34, 50, 101, 152), RESNET),
+    **per_depth("resnet{}", resnet2d.resnet, (18, 34, 50, 101, 152), RESNET),
     "inception_v1": BackboneEntry(resnet2d.inception_v1, INCEPTION),
     "mobilenet_v2": BackboneEntry(resnet2d.mobilenet_v2, MOBILENET),
     "conv4": BackboneEntry(resnet2d.conv4),
-    **depths("tsm_resnet{}", tsm.resnet, (18, 34, 50, 101, 152), RESNET),
+    **per_depth("tsm_resnet{}", tsm.resnet, (18, 34, 50, 101, 152), RESNET),
     "tsm_mobilenet_v2": BackboneEntry(tsm.mobilenet_v2, MOBILENET),
-    **depths("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
+    **per_depth("tam_resnet{}", tam.resnet, (18, 34, 50, 101, 152), RESNET),
     "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
-    **depths("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152), frames=16),
-    **depths("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET, frames=24),
+    **per_depth("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152), frames=16),
+    **per_depth("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET, frames=24),
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
-    **depths("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
-    **depths("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),
+    **per_depth("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
+    **per_depth("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),
     "s3d_inception_v1": BackboneEntry(s3d.inception, INCEPTION),
-    **depths("s3d_resnet{}", s3d.resnet, (18, 34, 50, 101, 152), RESNET),
+    **per_depth("s3d_resnet{}", s3d.resnet, (18, 34, 50, 101, 152), RESNET),
     "r3d_18": BackboneEntry(video.r3d_18, "R3D_18_Weights.KINETICS400_V1", 16),
     "mc3_18": BackboneEntry(video.mc3_18, "MC3_18_Weights.KINETICS400_V1", 16),
     "r2plus1d_18": BackboneEntry(partial(video.r2plus1d, 18), "R2Plus1D_18_Weights.KINETICS400_V1", 16),

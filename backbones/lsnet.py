@@ -60,6 +60,10 @@ def resnet(
     frames of the clip are one stack.
     """
     families: dict[str, Callable[..., FrameBackbone]] = {"tsm": tsm.resnet, "tam": tam.resnet, "none": resnet2d.resnet}
+    if fuse_before_net and temporal != "none":
+        raise UserError(
+            f"fuse_before_net leaves one step, and nothing for {temporal} to link: give temporal=none as well"
+        )
     inner = families[one_of("temporal", temporal, families)](depth, seq_len=seq_len)
     assert isinstance(inner.net, FrameNet)
     return LSNet(

@@ -14,6 +14,7 @@ Letters: N clips, T frames, C channels, D width, h w cells of a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from einops import rearrange
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from backbones.backbone import FrameBackbone, FrameNet, Keep, OverFrames, Temporal, initialise_convs, one_of
 from backbones.torchvision_import import torchvision
 from transforms import InputSpec
+from utils import UserError
 
 # Blocks per stage. Depth 10 and 200 are Hara's (CVPR 2018).
 STAGES = {
@@ -138,9 +140,16 @@ def resnet(depth: int, *, seq_len: int, temporal_pool: int = 0, pooling: str = "
     net = FrameNet(layers_of(full))
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         net[stage] = FrameNet(dict(net[stage].named_children()))
-    for stage in ("layer1", "layer2", "layer3")[:temporal_pool]:
-        net.insert_after(stage, f"pool_after_{stage}", TemporalPool(pooling))
+    insert_pools(net, ("layer1", "layer2", "layer3"), temporal_pool, pooling)
     return FrameBackbone(net, feature_dim=full.fc.in_features, input_spec=InputSpec(), seq_len=seq_len)
+
+
+def insert_pools(net: FrameNet, places: Sequence[str], number: int, kind: str) -> None:
+    """Puts temporal pools after the first `number` of the places."""
+    if not 0 <= number <= len(places):
+        raise UserError(f"temporal_pool halves time 0 to {len(places)} times, found {number}")
+    for place in places[:number]:
+        net.insert_after(place, f"pool_after_{place}", TemporalPool(kind))
 
 
 def residual_blocks(backbone: FrameBackbone) -> list[list[Slots]]:
@@ -157,8 +166,7 @@ def inception_v1(*, seq_len: int, temporal_pool: int = 0, pooling: str = "max") 
     full = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
     initialise_convs(full)
     net = FrameNet(layers_of(full))
-    for place in ("maxpool2", "maxpool3", "maxpool4")[:temporal_pool]:
-        net.insert_after(place, f"pool_after_{place}", TemporalPool(pooling))
+    insert_pools(net, ("maxpool2", "maxpool3", "maxpool4"), temporal_pool, pooling)
     return FrameBackbone(net, feature_dim=1024, input_spec=HALF_RANGE, seq_len=seq_len)
 
 

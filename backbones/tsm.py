@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ class Shift(Temporal):
 
     def __init__(self, div: int = 8, *, online: bool = False) -> None:
         super().__init__()
+        if div < 2:
+            raise UserError(f"1/shift_div of the channels moves each way: expected shift_div of 2 or more, found {div}")
         self.div = div
         self.online = online
 
@@ -62,11 +65,11 @@ class NonLocal(Temporal):
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
         x = rearrange(maps, "(n t) c h w -> n c t h w", n=clips)
-        query = rearrange(self.theta(x), "n c t h w -> n (t h w) c")
-        key = rearrange(self.phi(x), "n c t h w -> n c (t h w)")
-        value = rearrange(self.g(x), "n c t h w -> n (t h w) c")
-        seen = (query @ key).softmax(dim=-1) @ value
-        seen = rearrange(seen, "n (t h w) c -> n c t h w", t=x.shape[2], h=x.shape[3])
+        query, key, value = (
+            rearrange(project(x), "n c t h w -> n 1 (t h w) c") for project in (self.theta, self.phi, self.g)
+        )
+        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        seen = rearrange(seen, "n 1 (t h w) c -> n c t h w", t=x.shape[2], h=x.shape[3])
         return rearrange(x + self.W(seen), "n c t h w -> (n t) c h w")
 
 
@@ -104,10 +107,10 @@ def resnet(
 
 
 def mobilenet_v2(*, seq_len: int, shift_div: int = 8, online: bool = False) -> FrameBackbone:
-    """MobileNetV2 with shifts in the ten blocks that have both a skip connection and an expansion."""
+    """MobileNetV2 with shifts in the ten blocks that have a skip connection."""
     backbone = resnet2d.mobilenet_v2(seq_len=seq_len)
     for block in backbone.modules():
-        if isinstance(block, resnet2d.InvertedResidual) and block.use_res_connect and len(block.conv) == 4:
+        if isinstance(block, resnet2d.InvertedResidual) and block.use_res_connect:
             block.branch = Shift(shift_div, online=online)
     return backbone
 

@@ -288,5 +288,5 @@ def test_lsnet_reads_the_luma_of_neighbouring_frames_as_channels():
 
 
 def test_lsnet_may_read_all_frames_of_a_clip_as_one_stack():
-    backbone = build_backbone("lsnet_resnet18", seq_len=6, num_frame=2, fuse_before_net=True)
+    backbone = build_backbone("lsnet_resnet18", seq_len=6, num_frame=2, temporal="none", fuse_before_net=True)
     assert (backbone.net["conv1"].in_channels, backbone.num_steps(6), backbone.frames_per_step) == (6, 1, 2)
