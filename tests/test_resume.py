@@ -1,0 +1,253 @@
+"""A run that is killed at any moment and gone on with ends as one that was never stopped, to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run
+from feature_store import FeatureStore
+from utils import RunFolder, load_checkpoint
+
+# Dropout, an optimiser with a memory, and batches of three tasks, so that gradients are pending at half of the saves.
+TRX = ["--method", "trx", "--trans_linear_out_dim", 8, "--trans_dropout", 0.5, "--tasks_per_batch", 3, "--save_freq", 2]
+LONG = [*TRX, "-i", 7, "--val_iters", 4, 6, "--sch", 5]
+CASES = {
+    "adam, no workers": [*LONG, "--opt", "adam", "-lr", 0.01, "--num_workers", 0],
+    "momentum, two workers": [*LONG, "--momentum", 0.9, "-lr", 0.1, "--num_workers", 2],
+}
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that must not depend on whether the run was stopped."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["versions"]  # names the commit of this moment
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    curves = {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return {
+        "results.json": results,
+        "curves": {tag: points for tag, points in curves.items() if "seconds" not in tag},
+        **{name: (folder / name).read_bytes() for name in ("log.csv", "predictions.csv")},
+        **{name: learnt(folder / name) for name in (run.LATEST, run.BEST, run.FINAL)},
+    }
+
+
+def learnt(path: Path) -> dict[str, Any]:
+    """A checkpoint without the flags, its tensors as bytes."""
+
+    def comparable(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.dtype, tuple(value.shape), value.contiguous().numpy().tobytes()
+        if isinstance(value, dict):
+            return {name: comparable(content) for name, content in value.items()}
+        return [comparable(content) for content in value] if isinstance(value, (list, tuple)) else value
+
+    checkpoint = load_checkpoint(path)
+    del checkpoint["args"]
+    return comparable(checkpoint)
+
+
+def assert_as_if_never_stopped(folder: Path, unbroken: dict[str, Any]) -> None:
+    found = outcome(folder)
+    assert [name for name in unbroken if found[name] != unbroken[name]] == []
+    assert not list(folder.rglob("*.tmp"))
+    assert not (folder / "features").exists()
+
+
+def quietly(argv: list[Any]) -> int:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run.main([str(flag) for flag in argv])
+
+
+@pytest.fixture(scope="session")
+def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """{case: outcome of a run that was never stopped}."""
+    outcomes = {}
+    for case, flags in CASES.items():
+        folder = tmp_path_factory.mktemp("runs") / "unbroken"
+        assert quietly(tiny_run(dataset, folder, *flags)) == 0
+        outcomes[case] = outcome(folder)
+    return outcomes
+
+
+# Kills at chosen moments, in a forked process ------------------------------------------------------------------------
+
+# Moments at which a run has just begun to do something that must be whole or not there.
+MOMENTS = [
+    (os, "fsync"), (os, "replace"), (RunFolder, "log"), (RunFolder, "row"), (RunFolder, "retire"),
+    (run.Learner, "train_task"), (FeatureStore, "write"),
+]  # fmt: skip
+
+
+def in_a_fork(work: Callable[[], int]) -> int:
+    """Exit code of `work` in a process of its own; its data loader's workers, if it left any, are not waited for."""
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(work()))
+    process.start()
+    while process.exitcode is None:
+        time.sleep(0.005)
+    return process.exitcode
+
+
+def go_on(folder: Path, num_workers: int = 0) -> int:
+    # In a fork, so that TensorBoard's file has a later name than the killed process's, also within the same second.
+    return in_a_fork(lambda: quietly(["-c", folder, "-r", "--num_workers", num_workers]))
+
+
+def killed_when(is_time: Callable[[str, tuple[Any, ...]], bool], argv: list[Any]) -> bool:
+    """Runs the program; whether it was killed, which it is before the first moment that `is_time` holds for."""
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_time(name, args):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    def work() -> int:
+        for owner, name in MOMENTS:
+            setattr(owner, name, watched(name, getattr(owner, name)))
+        return quietly(argv)
+
+    code = in_a_fork(work)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def nth(wanted: int, name: str, file: str | None = None) -> Callable[[str, tuple[Any, ...]], bool]:
+    """The wanted-th time, from 1, that `name` is called, for replace: with the target `file`."""
+    count = 0
+
+    def is_time(moment: str, args: tuple[Any, ...]) -> bool:
+        nonlocal count
+        if name in (moment, "any") and (file is None or Path(args[1]).name == file):
+            count += 1
+        return count == wanted
+
+    return is_time
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "file"),
+    [
+        ("train_task", 1, None),
+        ("replace", 1, run.LATEST),
+        ("replace", 2, run.LATEST),
+        ("replace", 1, run.BEST),
+        ("row", 1, None),
+        ("write", 2, None),
+        ("replace", 1, run.FINAL),
+        ("replace", 1, "predictions.csv"),
+        ("replace", 1, "results.json"),
+    ],
+)
+def test_a_kill_at_one_moment_changes_nothing(
+    name: str, number: int, file: str | None, dataset: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
+) -> None:
+    case = "adam, no workers"
+    assert killed_when(nth(number, name, file), tiny_run(dataset, tmp_path / "run", *CASES[case]))
+    assert go_on(tmp_path / "run") == 0
+    assert_as_if_never_stopped(tmp_path / "run", unbroken[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kills_again_and_again_change_nothing(
+    case: str, dataset: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
+) -> None:
+    """The n-th process lives for 5 + 2n moments, whatever they are."""
+    folder, workers = tmp_path / "run", ["--num_workers", CASES[case][-1]]
+    argv = tiny_run(dataset, folder, *CASES[case])
+    lives = 1
+    while killed_when(nth(5 + 2 * lives, "any"), argv):
+        argv = ["-c", folder, "-r", *workers] if (folder / "args.json").exists() else argv
+        lives += 1
+        assert lives < 30, "it never ends"
+    assert lives > 4
+    assert_as_if_never_stopped(folder, unbroken[case])
+
+
+def test_a_row_that_was_half_written_is_taken_back(
+    dataset: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
+) -> None:
+    case = "adam, no workers"
+    assert killed_when(nth(2, "row"), tiny_run(dataset, tmp_path / "run", *CASES[case]))
+    with open(tmp_path / "run/log.csv", "a") as file:
+        file.write("6,val,,3")
+    assert go_on(tmp_path / "run") == 0
+    assert_as_if_never_stopped(tmp_path / "run", unbroken[case])
+
+
+def test_a_run_that_was_killed_while_it_started_can_be_started_again(dataset: Path, tmp_path: Path) -> None:
+    argv = tiny_run(dataset, tmp_path / "run", "-i", 1)
+    assert killed_when(nth(1, "fsync"), argv)
+    assert list((tmp_path / "run").glob(".*.tmp")), "killed in the middle of writing"
+    assert quietly(argv) == 0
+
+
+def test_gradients_that_wait_for_a_step_are_in_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """Saved after four tasks in batches of three, one waits."""
+    argv = tiny_run(dataset, tmp_path / "run", *CASES["adam, no workers"])
+    assert killed_when(nth(5, "train_task"), argv)
+    checkpoint = load_checkpoint(tmp_path / "run" / run.LATEST)
+    assert (checkpoint["progress"]["tasks_done"], checkpoint["progress"]["in_batch"]) == (4, 1)
+    assert any(gradient.any() for gradient in checkpoint["gradients"])
+    shutil.rmtree(tmp_path / "run")
+    assert killed_when(nth(7, "train_task"), argv)
+    checkpoint = load_checkpoint(tmp_path / "run" / run.LATEST)
+    assert (checkpoint["progress"]["tasks_done"], checkpoint["gradients"]) == (6, [])
+
+
+# Kills from outside, as a scheduler would ----------------------------------------------------------------------------
+
+
+def kill_once(argv: list[Any], is_time: Callable[[], bool]) -> bool:
+    """Starts the program and kills it once `is_time`; whether it was still running then."""
+    command = [sys.executable, "run.py", *map(str, argv)]
+    root = Path(run.__file__).parent
+    with (
+        tempfile.TemporaryFile() as err,
+        subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=err) as process,
+    ):
+        give_up = time.monotonic() + 120
+        while process.poll() is None and not is_time():
+            assert time.monotonic() < give_up, "the moment never came"
+        process.kill()
+        process.wait()
+        err.seek(0)
+        assert err.read() == b""
+    return process.returncode == -signal.SIGKILL
+
+
+def test_programs_that_are_killed_while_they_save_and_validate_end_as_if_never_stopped(
+    dataset: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
+) -> None:
+    case, folder = "momentum, two workers", tmp_path / "run"
+
+    def is_saving() -> bool:
+        return any(folder.glob(f".{run.LATEST}.*.tmp"))
+
+    def is_validating() -> bool:
+        return (folder / "features").exists()
+
+    argv = tiny_run(dataset, folder, *CASES[case])
+    assert kill_once(argv, is_saving)
+    assert kill_once(["-c", folder, "-r", "--num_workers", 2], is_validating)
+    assert go_on(folder) == 0
+    assert_as_if_never_stopped(folder, unbroken[case])
