@@ -29,6 +29,7 @@ from evaluation import Predictions, Tally
 from feature_store import FeatureStore, fingerprint, stored_episodes
 from frame_sources import BadVideo
 from model import CNN_FSHead
+from report import write_report
 from settings import BEST, FINAL, LATEST, METHODS, build_head, build_parser, find_checkpoint, parse_args, print_list
 from transforms import ClipTransform, InputSpec
 from utils import (
@@ -465,10 +466,11 @@ class Learner:
             "versions": versions(),
         }
         if self.run.writes:
-            for name in ("results.json", "predictions.csv"):
+            for name in ("results.json", "results.csv", "predictions.csv", "report.html"):
                 self.run.retire(name)
             first.save(self.run.path / "predictions.csv")
-            write_json(self.run.path / "results.json", results)
+            write_report(self.run.path, results, first)
+            write_json(self.run.path / "results.json", results)  # last: its presence says that the test is done
         if selected_on == "test":
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
         chance = 100 / self.ways_test[0]
