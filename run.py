@@ -466,8 +466,9 @@ class Learner:
             "versions": versions(),
         }
         if self.run.writes:
-            for name in ("results.json", "results.csv", "predictions.csv", "report.html"):
-                self.run.retire(name)
+            if (self.run.path / "results.json").exists():
+                for name in ("results.json", "results.csv", "predictions.csv", "report.html"):
+                    self.run.retire(name)
             first.save(self.run.path / "predictions.csv")
             write_report(self.run.path, results, first)
             write_json(self.run.path / "results.json", results)  # last: its presence says that the test is done

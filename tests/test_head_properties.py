@@ -15,6 +15,7 @@ from model.head import CNN_FSHead, group_by_class
 
 STEPS = 4
 OPTIONS = [
+    "tsn --tsn_distance mean_cosine",
     "tsn --tsn_distance sqeuclid",
     "dual_prototypes --dp_variant code",
     "dual_prototypes --dp_variant code --dp_cosine_axis tuple",

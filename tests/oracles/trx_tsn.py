@@ -76,9 +76,12 @@ def tsn(head: CNN_TSN, support: Tensor, labels: Tensor, target: Tensor) -> Tenso
     for q, query in enumerate(target):
         for label in range(logits.shape[1]):
             shots = support[labels == label]
+            mean = shots.mean(dim=0)
             if head.distance == "cosine":
+                logits[q, label] = query @ mean / (query.norm() * mean.norm() + 0.01)
+            elif head.distance == "mean_cosine":
                 cosines = [query @ shot / (query.norm() * shot.norm() + 0.01) for shot in shots]
                 logits[q, label] = torch.stack(cosines).mean()
             else:
-                logits[q, label] = -(torch.norm(query - shots.mean(dim=0)) ** 2) / support.shape[-1]
+                logits[q, label] = -(torch.norm(query - mean) ** 2) / support.shape[-1]
     return logits * head.scale.log_scale.exp()
