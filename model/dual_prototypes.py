@@ -1,8 +1,8 @@
 """Dual prototypes: a class is described once by itself, and once more for each query.
 
 Letters: B episodes, K way, N support videos, J shots of a class, Q queries, S feature steps, D feature width,
-W tuple cardinality, M tuples of a video, E width of projected tuples, R = Q*M query tuples, U = J*M support tuples of a
-class; in index patterns t and u are the tuples of two videos.
+W tuple cardinality, M tuples of a video, E width of projected tuples, R rows that a video's tuples are mixed of. In
+patterns i and j are two shots, t and u tuples of two videos, r and s rows of two videos.
 """
 
 from __future__ import annotations
@@ -14,11 +14,92 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from model.head import CNN_FSHead, LogitScale, group_by_class
 from model.trx import PositionalEncoding, TupleLinear, check_cardinalities
+
+
+class Tuples(NamedTuple):
+    """The M tuples of a video as few rows and how each tuple mixes them: mix (..., M, R) @ rows (..., R, E).
+
+    A linear map of a tuple of steps is a sum of one row for each of its positions and the bias. 18 rows and the bias make
+    all 56 triples of 8 steps; products, layer norms and weighted means of tuples follow from those of rows, so tuples
+    themselves are not built.
+    """
+
+    mix: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def project(linear: TupleLinear, steps: Tensor) -> Tuples:
+        """The linear map of all tuples of steps (..., S, D)."""
+        rows = linear.rows(steps)
+        mix = F.pad(linear.choice, (0, 1), value=1.0).expand(*rows.shape[:-2], -1, -1)
+        return Tuples(mix, with_row(rows, linear.bias))
+
+    def layer_norm(self, norm: nn.LayerNorm) -> Tuples:
+        """The layer norm of every tuple: its centred rows by its own deviation, and one more row for the norm's bias."""
+        centred = Tuples(self.mix, self.rows - self.rows.mean(dim=-1, keepdim=True))
+        deviation = (centred.squares() / self.rows.shape[-1] + norm.eps).sqrt()
+        mix = F.pad(self.mix / deviation[..., None], (0, 1), value=1.0)
+        return Tuples(mix, with_row(centred.rows * norm.weight, norm.bias))
+
+    def squares(self) -> Tensor:
+        """Squared norms of the tuples, (..., M)."""
+        return (self.mix * (self.mix @ (self.rows @ self.rows.mT))).sum(dim=-1).clamp_min(0)
+
+
+def with_row(rows: Tensor, row: Tensor) -> Tensor:
+    """(..., R, E) and one row (E,) for all -> (..., R+1, E)."""
+    return torch.cat([rows, row.expand(*rows.shape[:-2], 1, -1)], dim=-2)
+
+
+def row_products(queries: Tuples, rows: Tensor) -> Tensor:
+    """Products of query tuples (B, Q, M, E) with the rows of support videos (B, K, J, R, E): (B, K, Q, M, J, R)."""
+    return torch.einsum("bqtr,bkqrjs->bkqtjs", queries.mix, torch.einsum("bqre,bkjse->bkqrjs", queries.rows, rows))
+
+
+def attention_scores(query_keys: Tuples, keys: Tuples) -> Tensor:
+    """Scaled products of all query tuples with all support tuples: (B, K, Q, M, J, M)."""
+    products = torch.einsum("bkqtjr,bkjur->bkqtju", row_products(query_keys, keys.rows), keys.mix)
+    return products / math.sqrt(keys.rows.shape[-1])
+
+
+def row_products_of_shots(tuples: Tuples) -> Tensor:
+    """Products of the rows of all shots of a class with each other, (B, K, J, R, J, R)."""
+    return torch.einsum("bkire,bkjse->bkirjs", tuples.rows, tuples.rows)
+
+
+def peer_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mean of the other shots of its class, for each shot, as weights: bool (B, K, J) -> (B, K, J, J).
+
+    A lone shot stands for its missing peers itself.
+    """
+    itself = torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    are_alone = rearrange(present.sum(dim=-1) == 1, "b k -> b k 1 1")
+    are_peers = (present[..., None, :] & (itself == are_alone)).to(dtype)
+    return are_peers / are_peers.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def prototype_cosines(
+    class_mix: Tensor, query_mix: Tensor, values: Tuples, query_values: Tuples
+) -> tuple[Tensor, Tensor]:
+    """Mean over tuples of a query's cosines to class-specific and to query-specific prototypes: two of (B, Q, K).
+
+    Prototypes are mixtures of the rows of a class, (B, K, M, J, R) and (B, K, Q, M, J, R). With p = mix @ rows,
+    p.u = mix.(rows u) and p.p = mix (rows rows') mix', so prototypes are not built either.
+    """
+    products = row_products(query_values, values.rows)
+    between_rows = row_products_of_shots(values)
+    query_squares = rearrange(query_values.squares(), "b q t -> b 1 q t")
+
+    def cosines(mix: Tensor) -> Tensor:
+        squares = (mix * torch.einsum("bkqtir,bkirjs->bkqtjs", mix, between_rows)).sum(dim=(-2, -1)) * query_squares
+        return reduce((mix * products).sum(dim=(-2, -1)) * squares.clamp_min(1e-16).rsqrt(), "b k q t -> b q k", "mean")
+
+    return cosines(rearrange(class_mix, "b k t j r -> b k 1 t j r")), cosines(query_mix)
 
 
 class DualScores(NamedTuple):
@@ -54,30 +135,45 @@ class RobustDualPrototypes(nn.Module):
     def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
         """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
         support, target = self.pe(support), self.pe(target)
-        keys, values = self.norm_k(self.k_linear(support)), self.v_linear(support)
-        query_keys, query_values = self.norm_k(self.k_linear(target)), self.v_linear(target)
+        keys, query_keys = (Tuples.project(self.k_linear, steps).layer_norm(self.norm_k) for steps in (support, target))
+        values, query_values = (Tuples.project(self.v_linear, steps) for steps in (support, target))
 
         log_weights = shot_log_weights(values, present, self.log_temperature.exp().clamp(0.02, 1.0))
-        class_prototypes = self.class_prototypes(keys, values, log_weights.exp(), present)
-        attention = self.query_attention(query_keys, keys, log_weights)
+        class_mix = self.class_mix(keys, values, present) * rearrange(log_weights.exp(), "b k j -> b k 1 j 1")
+        query_mix = self.query_mix(query_keys, keys, values, log_weights)
 
-        class_logits = self.scale(tuple_cosines(query_values, class_prototypes))
-        query_logits = self.scale(attended_cosines(attention, values, query_values))
+        class_logits, query_logits = map(self.scale, prototype_cosines(class_mix, query_mix, values, query_values))
         logits = torch.lerp(query_logits, class_logits, self.balance.sigmoid())
         return DualScores(logits, class_logits, query_logits, log_weights.exp())
 
-    def class_prototypes(self, keys: Tensor, values: Tensor, weights: Tensor, present: Tensor) -> Tensor:
-        """The weighted mean of a class's shots, each of which may attend to itself as its peers would: (B, K, M, E)."""
-        peers = leave_one_out_mean(keys, present)
-        attention = (peers @ keys.mT / math.sqrt(keys.shape[-1])).softmax(dim=-1)
+    def class_mix(self, keys: Tuples, values: Tuples, present: Tensor) -> Tensor:
+        """Each shot's values, which may move to what its peers' keys find in it: (B, K, M, J, R)."""
+        from_rows = torch.einsum("bkitr,bkirjs->bkitjs", keys.mix, row_products_of_shots(keys))
+        from_peers = torch.einsum("bkji,bkitjs->bkjts", peer_weights(present, from_rows.dtype), from_rows)
+        attention = (from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])).softmax(dim=-1)  # (B, K, J, M, M)
         has_peers = rearrange(present.sum(dim=-1) > 1, "b k -> b k 1 1 1")
-        moved = values + self.attended * has_peers * (attention @ values - values)
-        return torch.einsum("bkj,bkjte->bkte", weights, moved)
+        moved = values.mix + self.attended * has_peers * (attention @ values.mix - values.mix)
+        return rearrange(moved, "b k j t r -> b k t j r")
 
-    def query_attention(self, query_keys: Tensor, keys: Tensor, log_weights: Tensor) -> Tensor:
-        """TRX's attention of each query tuple over all shots and tuples of a class, with a prior on shots: (B, K, R, U)."""
-        prior = repeat(log_weights, "b k j -> b k 1 (j u)", u=keys.shape[3])  # -inf where there is no shot
-        return (attention_scores(query_keys, keys) + prior).softmax(dim=-1)
+    def query_mix(self, query_keys: Tuples, keys: Tuples, values: Tuples, log_weights: Tensor) -> Tensor:
+        """TRX's attention of each query tuple over all shots and tuples of a class, with a prior on shots."""
+        prior = rearrange(log_weights, "b k j -> b k 1 1 j 1")  # -inf where there is no shot
+        attention = (attention_scores(query_keys, keys) + prior).flatten(-2).softmax(dim=-1)
+        attention = attention.unflatten(-1, (keys.mix.shape[2], -1))
+        return torch.einsum("bkqtju,bkjur->bkqtjr", attention, values.mix)
+
+
+def shot_log_weights(values: Tuples, present: Tensor, temperature: Tensor | float) -> Tensor:
+    """Logarithm of how much each shot of a class counts, by its mean similarity to the others: (B, K, J).
+
+    Shots are compared by the cosines of their values at equal tuples. Weights add up to 1 in each class; what is not
+    `present`, bool (B, K, J), has weight 0. A high temperature makes all shots equal.
+    """
+    products = torch.einsum("bkitr,bkirjs,bkjts->bkijt", values.mix, row_products_of_shots(values), values.mix)
+    squares = values.squares()  # (B, K, J, M)
+    norms = (squares[:, :, :, None] * squares[:, :, None]).clamp_min(1e-16).sqrt()
+    to_peers = (peer_weights(present, products.dtype) * (products / norms).mean(dim=-1)).sum(dim=-1)
+    return (to_peers / temperature).masked_fill(~present, -math.inf).log_softmax(dim=-1)
 
 
 class PublishedDualPrototypes(nn.Module):
@@ -112,97 +208,43 @@ class PublishedDualPrototypes(nn.Module):
     def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
         """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
         support, target = self.pe(support), self.pe(target)
-        keys, values = self.norm(self.k_linear(support)), self.norm(self.v_linear(support))
-        query_keys, query_values = self.norm(self.q_linear(target)), self.v_linear(target)
-        values = values * rearrange(present, "b k j -> b k j 1 1")  # what is no shot adds nothing to a prototype
+        class_attention, query_attention = self.attend(support, present, target)
+        values = Tuples.project(self.v_linear, support).layer_norm(self.norm)
+        query_values = Tuples.project(self.v_linear, target)
 
-        class_prototypes = self.class_prototypes(leave_one_out_mean(support, present), keys, values)
-        attention = rearrange(attention_scores(query_keys, keys), "b k r (j u) -> b k r j u", u=keys.shape[3])
-        attention = attention.softmax(dim=-1).flatten(-2)  # of each shot by itself
+        own_mix = values.mix * rearrange(present, "b k j -> b k j 1 1")  # what is no shot adds nothing to a prototype
+        class_mix = torch.einsum("bkjtu,bkjur->bktjr", class_attention, own_mix)
+        query_mix = torch.einsum("bkqtju,bkjur->bkqtjr", query_attention, own_mix)
 
-        class_logits = self.scale * tuple_cosines(query_values, class_prototypes)
-        if self.cosine_axis == "feature":
-            query_logits = self.scale * attended_cosines(attention, values, query_values)
-        else:
-            query_logits = self.scale * self.channel_cosines(attention, values, query_values)
+        class_score, query_score = prototype_cosines(class_mix, query_mix, values, query_values)
+        if self.cosine_axis == "tuple":
+            query_score = channel_cosines(query_mix, values, query_values)
+        class_logits, query_logits = self.scale * class_score, self.scale * query_score
         shot_weights = present / present.sum(dim=-1, keepdim=True)
         return DualScores(class_logits + query_logits, class_logits, query_logits, shot_weights)
 
-    def class_prototypes(self, peers: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What the tuples of a shot's peers (B, K, J, S, D) find in it, added up over shots: (B, K, M, E).
-
-        A tuple of peers times a key is the sum over positions of a step times a part of the key, so that S products for
-        each part of a key replace M products with it.
-        """
-        cardinality = self.tuples.shape[1]
-        parts = rearrange(keys, "b k j u (w d) -> b k j u w d", w=cardinality)
-        products = torch.einsum("bkjsd,bkjuwd->bkjswu", peers, parts)
-        scores = products[..., self.tuples, torch.arange(cardinality, device=keys.device), :].sum(dim=-2)
-        attention = (scores / math.sqrt(keys.shape[-1])).softmax(dim=-1)
-        return torch.einsum("bkjtu,bkjue->bkte", attention, values)
-
-    def channel_cosines(self, attention: Tensor, values: Tensor, queries: Tensor) -> Tensor:
-        """Cosine over tuples in each channel, its mean over channels: (B, Q, K). The code takes this one, by a default."""
-        prototypes = attention @ rearrange(values, "b k j u e -> b k (j u) e")
-        prototypes = rearrange(prototypes, "b k (q t) e -> b q k t e", q=queries.shape[1])
-        return F.cosine_similarity(prototypes, queries[:, :, None], dim=-2).mean(dim=-1)
+    def attend(self, support: Tensor, present: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """How a shot's peers and how queries look at its tuples: (B, K, J, M, M) and (B, K, Q, M, J, M), each adds up to 1."""
+        keys = Tuples.project(self.k_linear, support).layer_norm(self.norm)
+        query_keys = Tuples.project(self.q_linear, target).layer_norm(self.norm)
+        peers = torch.einsum("bkji,bkisd->bkjsd", peer_weights(present, support.dtype), support)
+        # A tuple of peers, which is not projected, times a row is a sum over positions: a step times a part of the row.
+        parts = rearrange(keys.rows, "b k j r (w d) -> b k j r w d", w=self.tuples.shape[1])
+        products = torch.einsum("bkjsd,bkjrwd->bkjswr", peers, parts)
+        positions = torch.arange(self.tuples.shape[1], device=support.device)
+        from_peers = products[..., self.tuples, positions, :].sum(dim=-2)  # (B, K, J, M, R)
+        class_scores = from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])
+        return class_scores.softmax(dim=-1), attention_scores(query_keys, keys).softmax(dim=-1)
 
 
-def leave_one_out_mean(values: Tensor, present: Tensor) -> Tensor:
-    """For each shot, the mean of the other shots of its class: (B, K, J, X, Y), bool (B, K, J) -> (B, K, J, X, Y).
+def channel_cosines(query_mix: Tensor, values: Tuples, query_values: Tuples) -> Tensor:
+    """Cosine across tuples in each channel to query-specific prototypes, its mean over channels: (B, Q, K).
 
-    A lone shot stands for its missing peers itself.
+    What the published code takes for its query-specific score, by the default axis of a function.
     """
-    present = rearrange(present, "b k j -> b k j 1 1")
-    values = values * present
-    shots = present.sum(dim=2, keepdim=True)
-    others = (values.sum(dim=2, keepdim=True) - values) / (shots - 1).clamp_min(1)
-    return torch.where(shots > 1, others, values)
-
-
-def shot_log_weights(values: Tensor, present: Tensor, temperature: Tensor | float) -> Tensor:
-    """Logarithm of how much each shot of a class counts, by its mean similarity to the others: (B, K, J).
-
-    Tuple values (B, K, J, M, E) are compared by cosine at equal tuples. Weights add up to 1 in each class; what is not
-    `present`, bool (B, K, J), has weight 0. A high temperature makes all shots equal.
-    """
-    directions = rearrange(F.normalize(values, dim=-1), "b k j t e -> b k j (t e)")
-    similarities = directions @ directions.mT / values.shape[3]  # (B, K, J, J)
-    are_peers = (
-        present[..., None] & present[..., None, :] & ~torch.eye(values.shape[2], dtype=torch.bool, device=values.device)
-    )
-    to_peers = (similarities * are_peers).sum(dim=-1) / are_peers.sum(dim=-1).clamp_min(1)
-    return (to_peers / temperature).masked_fill(~present, -math.inf).log_softmax(dim=-1)
-
-
-def attention_scores(query_keys: Tensor, keys: Tensor) -> Tensor:
-    """Scaled products of all query tuples with all support tuples: (B, Q, M, E), (B, K, J, M, E) -> (B, K, R, U)."""
-    queries = rearrange(query_keys, "b q t e -> b (q t) e") / math.sqrt(keys.shape[-1])
-    return torch.einsum("bre,bkue->bkru", queries, rearrange(keys, "b k j u e -> b k (j u) e"))
-
-
-def tuple_cosines(queries: Tensor, prototypes: Tensor) -> Tensor:
-    """Mean over tuples of the cosine at equal tuples: (B, Q, M, E), (B, K, M, E) -> (B, Q, K)."""
-    cosines = torch.einsum("bqte,bkte->bqk", F.normalize(queries, dim=-1), F.normalize(prototypes, dim=-1))
-    return cosines / queries.shape[2]
-
-
-def attended_cosines(attention: Tensor, values: Tensor, queries: Tensor) -> Tensor:
-    """Mean over tuples of the cosine of query tuples to their own prototypes `attention @ values`: (B, Q, K).
-
-    attention (B, K, R, U), values (B, K, J, M, E), queries (B, Q, M, E). <q, aV> = a(Vq) and |aV|^2 = a(VV')a' need U
-    numbers for each query tuple and class where the prototype has E, so this is used where U is the smaller.
-    """
-    values = rearrange(values, "b k j u e -> b k (j u) e")
-    flat = rearrange(queries, "b q t e -> b (q t) e")
-    if values.shape[2] >= values.shape[3]:
-        cosines = F.cosine_similarity(attention @ values, flat[:, None], dim=-1)
-    else:
-        products = (attention * torch.einsum("bre,bkue->bkru", flat, values)).sum(dim=-1)
-        squares = (attention * (attention @ (values @ values.mT))).sum(dim=-1)
-        norms = squares.clamp_min(1e-16).sqrt() * flat.norm(dim=-1).clamp_min(1e-8)[:, None]
-        cosines = products / norms
-    return rearrange(cosines, "b k (q t) -> b q k t", q=queries.shape[1]).mean(dim=-1)
+    prototypes = torch.einsum("bkqtjr,bkjre->bqkte", query_mix, values.rows)
+    tuples = query_values.mix @ query_values.rows
+    return F.cosine_similarity(prototypes, rearrange(tuples, "b q t e -> b q 1 t e"), dim=-2).mean(dim=-1)
 
 
 class CNN_DualPrototypes(CNN_FSHead):

@@ -53,12 +53,16 @@ class TupleLinear(nn.Linear):
         self.choice: Tensor
         self.register_buffer("choice", choice.flatten(1).to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, steps: Tensor) -> Tensor:
-        """(..., S, D) -> (..., M, E)."""
+    def rows(self, steps: Tensor) -> Tensor:
+        """Each step in each position it can take: (..., S, D) -> (..., W * reach, E), without the bias."""
         weights = self.weight.chunk(self.cardinality, dim=1)
         projected = [steps[..., i : i + self.reach, :] @ weight.mT for i, weight in enumerate(weights)]
+        return torch.cat(projected, dim=-2)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """(..., S, D) -> (..., M, E)."""
         # The sum over a tuple's positions as a product with 0/1 rows: its backward is a product too, not a scatter.
-        return self.choice @ torch.cat(projected, dim=-2) + self.bias
+        return self.choice @ self.rows(steps) + self.bias
 
 
 class TemporalCrossTransformer(nn.Module):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import run
-from model.dual_prototypes import attended_cosines, leave_one_out_mean, shot_log_weights
+from model.dual_prototypes import Tuples, peer_weights, prototype_cosines, shot_log_weights
 from model.head import CNN_FSHead
 from model.otam import alignment_cost, best_path
 from model.pal import prototype_centred_loss
 from model.similarity import step_similarities, tuple_similarities
+from model.trx import TupleLinear
 from tests.oracles import heads as literal
 from utils import UserError
 
@@ -273,9 +274,29 @@ def test_dual_prototypes_have_the_gradients_of_their_equations(variant):
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
+def as_tuples(values: Tensor) -> Tuples:
+    """Tuples (..., M, E) as mixtures of rows that are not themselves."""
+    mix = features(*values.shape[:-1], values.shape[-2], seed=9) + torch.eye(values.shape[-2], dtype=values.dtype)
+    return Tuples(mix, torch.linalg.solve(mix, values))
+
+
+@pytest.mark.parametrize("cardinality", [1, 2, 3, STEPS])
+def test_tuples_kept_as_rows_are_the_projected_and_normalised_ones(cardinality):
+    linear = TupleLinear(WIDTH, cardinality, 7, STEPS).double()
+    norm = torch.nn.LayerNorm(7).double()
+    norm.weight.data, norm.bias.data = features(7), features(7, seed=1)
+    steps = features(2, 3, STEPS, WIDTH)
+    plain = Tuples.project(linear, steps)
+    torch.testing.assert_close(plain.mix @ plain.rows, linear(steps), **EXACT)
+    torch.testing.assert_close(plain.squares(), linear(steps).square().sum(dim=-1), **EXACT)
+    normed = plain.layer_norm(norm)
+    torch.testing.assert_close(normed.mix @ normed.rows, norm(linear(steps)), **EXACT)
+
+
 @pytest.mark.parametrize(("shots", "expected"), [(1, 1.0), (2, 0.5)])
 def test_one_or_two_shots_count_the_same(shots, expected):
-    weights = shot_log_weights(features(1, 3, shots, 6, 8), torch.ones(1, 3, shots, dtype=torch.bool), 0.1).exp()
+    values = as_tuples(features(1, 3, shots, 6, 8))
+    weights = shot_log_weights(values, torch.ones(1, 3, shots, dtype=torch.bool), 0.1).exp()
     torch.testing.assert_close(weights, torch.full_like(weights, expected), rtol=0, atol=1e-14)
 
 
@@ -283,6 +304,7 @@ def test_a_corrupted_shot_of_three_counts_least_and_none_at_high_temperature():
     values = features(1, 1, 1, 6, 8) + 0.2 * features(1, 4, 3, 6, 8, seed=1)
     values[0, 2, 1] = features(6, 8, seed=2)
     present = torch.ones(1, 4, 3, dtype=torch.bool)
+    values = as_tuples(values)
     weights = shot_log_weights(values, present, 0.1).exp()
     assert weights[0, 2].argmin() == 1
     assert weights[0, 2, 1] < 0.5 * weights[0, 2, 0]
@@ -308,31 +330,38 @@ def test_a_corrupted_shot_moves_the_robust_prototypes_less_than_plain_means():
 
 
 def test_shots_that_are_missing_count_nothing():
-    values = features(1, 2, 3, 6, 8)
     present = torch.tensor([[[True, True, False], [True, False, False]]])
-    weights = shot_log_weights(values, present, 0.1).exp()
+    weights = shot_log_weights(as_tuples(features(1, 2, 3, 6, 8)), present, 0.1).exp()
     torch.testing.assert_close(weights[0], torch.tensor([[0.5, 0.5, 0], [1, 0, 0]], dtype=torch.float64))
-    means = leave_one_out_mean(values, present)
-    torch.testing.assert_close(means[0, 0, :2], values[0, 0, :2].flip(0))
-    torch.testing.assert_close(means[0, 1, 0], values[0, 1, 0])
 
 
-def test_leave_one_out_mean_equals_a_loop():
-    values = features(1, 2, 4, 6, 8)
-    found = leave_one_out_mean(values, torch.ones(1, 2, 4, dtype=torch.bool))
-    for c in range(2):
-        for k in range(4):
-            peers = [values[0, c, j] for j in range(4) if j != k]
-            torch.testing.assert_close(found[0, c, k], sum(peers) / 3)
+def test_peers_are_the_other_shots_or_a_lone_shot_itself():
+    present = torch.tensor([[[True, True, True], [True, True, False], [True, False, False]]])
+    three, two, one = peer_weights(present, torch.float64)[0].tolist()
+    assert three == [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    assert two[:2] == [[0, 1, 0], [1, 0, 0]]
+    assert one[0] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("width", [4, 40], ids=["explicit prototypes", "Gram matrices"])
-def test_attended_cosines_equal_those_of_explicit_prototypes(width):
-    attention, values = features(2, 3, 10, 12).softmax(dim=-1), features(2, 3, 2, 6, width, seed=1)
-    queries = features(2, 2, 5, width, seed=2)
-    prototypes = (attention @ values.flatten(2, 3)).unflatten(2, (2, 5))  # (B, K, Q, M, E)
-    expected = torch.nn.functional.cosine_similarity(prototypes, queries[:, None], dim=-1).mean(dim=-1).mT
-    torch.testing.assert_close(attended_cosines(attention, values, queries), expected, **EXACT)
+def test_prototype_cosines_equal_those_of_explicit_prototypes():
+    values, query_values = as_tuples(features(2, 3, 4, 5, 8)), as_tuples(features(2, 6, 5, 8, seed=1))
+    class_mix, query_mix = features(2, 3, 5, 4, 5, seed=2), features(2, 3, 6, 5, 4, 5, seed=3)
+    found = prototype_cosines(class_mix, query_mix, values, query_values)
+    queries = query_values.mix @ query_values.rows
+    for cosines, mix in zip(found, (class_mix[:, :, None], query_mix), strict=True):
+        prototypes = mix.flatten(-2) @ values.rows.flatten(2, 3)[:, :, None]  # (B, K, Q, M, E)
+        expected = torch.nn.functional.cosine_similarity(prototypes, queries[:, None], dim=-1).mean(dim=-1).mT
+        torch.testing.assert_close(cosines, expected, **EXACT)
+
+
+@pytest.mark.parametrize(("log_temperature", "expected"), [(-9.0, 0.02), (math.log(0.3), 0.3), (9.0, 1.0)])
+def test_the_temperature_of_shot_weights_stays_within_its_range(log_temperature, expected):
+    head, case = build("--method", "dual_prototypes", "--temp_set", "2"), episode(SHOTS["unequal"])
+    outputs = []
+    for value in (log_temperature, math.log(expected)):
+        head.branches[0].log_temperature.data.fill_(value)
+        outputs.append(classify(head, *case)["shot_weights"])
+    torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.parametrize("variant", ["robust", "code"])

@@ -125,7 +125,7 @@ def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
 
 def dual_prototypes_code(branch: nn.Module, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     """The `code` variant for one cardinality, with the weights of `branch`: logits (Q, K)."""
-    cardinality = branch.tuples.shape[1]
+    cardinality = branch.k_linear.cardinality
     support_tuples = explicit_tuples(branch.pe(support), cardinality)  # (N, M, E)
     target_tuples = explicit_tuples(branch.pe(target), cardinality)
     root = math.sqrt(support_tuples.shape[-1])
