@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,16 @@ def module_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-def imports(source: str) -> Iterator[tuple[int, str]]:
+@cache
+def imports(source: str) -> list[tuple[int, str]]:
     """(line, top-level module) of every import in it, wherever it stands. '.' is a relative one."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+            found += [(node.lineno, alias.name.partition(".")[0]) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, "." if node.level else (node.module or "").partition(".")[0]
+            found.append((node.lineno, "." if node.level else (node.module or "").partition(".")[0]))
+    return found
 
 
 def violations(files: dict[Path, str]) -> list[str]:
