@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES, build_backbone, import_from_file
+from backbones.figures import figures
 from model import (
     CNN_CMN,
     CNN_OTAM,
@@ -88,6 +90,22 @@ class RecipeParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
+
+
+class KeyValues(argparse.Action):
+    """key=value words as a dict; values are numbers or true/false where they read so, else text."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        pairs = {}
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not key or not equals:
+                parser.error(f"argument {option_string}: expected key=value, found '{word}'")
+            try:
+                pairs[key] = json.loads(value.lower())
+            except ValueError:
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
 
 
 def build_parser(
@@ -246,6 +264,14 @@ def build_parser(
     group = parser.add_argument_group("model")
     group.add_argument("--method", default="trx", help=f"{', '.join(METHODS)}, or path/to/file.py:Class of one's own")
     group.add_argument("--backbone", default="resnet50", help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
+    group.add_argument(
+        "--backbone_options",
+        nargs="+",
+        action=KeyValues,
+        default={},
+        metavar="KEY=VALUE",
+        help="keywords of the backbone's builder, such as shift_div=4 for TSM; README.md lists them",
+    )
     group.add_argument("--pretrained_backbone", "-pt", help="file with backbone weights; unset: ImageNet ones by name")
     group.add_argument("--no_pretrained", action="store_true", help="start the backbone from random weights")
 
@@ -398,12 +424,12 @@ def print_list() -> None:
             model = build_head(args)
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
         print(f"  {name:14}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
-    print("backbones (--backbone), parameters, feature width, input side:")
-    for name, entry in BACKBONES.items():
-        with torch.device("meta"):
-            backbone = build_backbone(name, seq_len=entry.frames)
-        parameters = sum(p.numel() for p in backbone.parameters())
-        print(f"  {name:14}{parameters / 1e6:9.2f} M{backbone.feature_dim:6}{backbone.input_spec.size:6} px")
+    print("\nbackbones (--backbone): clip, parameters, multiply-accumulates, steps x width of the features")
+    for name, cost in figures().items():
+        print(
+            f"  {name:18}{cost.frames:4} x {cost.size:3} px{cost.parameters / 1e6:9.2f} M{cost.macs / 1e9:9.1f} G"
+            f"{cost.steps:6} x {cost.feature_dim}"
+        )
 
 
 def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN_FSHead:
@@ -414,7 +440,8 @@ def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN
     """
     own_args = argparse.Namespace(**copy.deepcopy(vars(args)))
     with torch.device("meta"):
-        own_args.trans_linear_in_dim = build_backbone(args.backbone, seq_len=args.seq_len).feature_dim
+        backbone = build_backbone(args.backbone, seq_len=args.seq_len, **args.backbone_options)
+        own_args.trans_linear_in_dim = backbone.feature_dim
     if not load_pretrained:
         own_args.pretrained_backbone, own_args.no_pretrained = None, True
     return find_method(args.method)(own_args)

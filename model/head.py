@@ -38,6 +38,7 @@ class CNN_FSHead(nn.Module):
             args.backbone,
             seq_len=args.seq_len,
             pretrained=args.pretrained_backbone or not args.no_pretrained,
+            **args.backbone_options,
         )
         self.spread_backbone: list[nn.Module] = [self.backbone]
         self.num_steps = self.backbone.num_steps(args.seq_len)
