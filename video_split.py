@@ -196,6 +196,7 @@ def list_lmdb(path: Path) -> tuple[Listing, dict[tuple[str, str], str]]:
     return LmdbStore(path).index["videos"], {}
 
 
+UNTRUSTED = -1  # as a modification time; 0 is one that some file systems give to all files
 LISTERS = {"frames": list_frame_folders, "video": list_videos, "lmdb": list_lmdb}
 
 
@@ -218,7 +219,8 @@ def _count_frames(
     known = _read_cache(cache_file)
     started = time.time_ns()
     counts = {
-        label: {video: known.get(label, {}).get(video, [0, 0]) for video in videos} for label, videos in found.items()
+        label: {video: known.get(label, {}).get(video, [UNTRUSTED, 0]) for video in videos}
+        for label, videos in found.items()
     }
     changed = [
         (label, video)
@@ -234,7 +236,7 @@ def _count_frames(
                 modified = found[label][video][1]
                 # What was touched a moment ago may change again within the clock's tick: its time is not trusted.
                 settled = started - modified > 2_000_000_000
-                counts[label][video] = [modified if settled else 0, frames]
+                counts[label][video] = [modified if settled else UNTRUSTED, frames]
     if counts != known:
         _write_cache(cache_file, counts)
     return {label: {video: entry[1] for video, entry in videos.items()} for label, videos in counts.items()}

@@ -246,6 +246,13 @@ def test_unchanged_video_folders_are_not_listed_again(settled: Path, listed: lis
     assert split.num_frames == [[FRAMES] * VIDEOS] * len(CLASSES["val"])
 
 
+def test_file_systems_that_give_every_file_the_time_0_are_listed(own_dataset: Path) -> None:
+    for video in own_dataset.glob("val/*/*"):
+        os.utime(video, (0, 0))
+    for cached in (False, True):
+        assert Split.open(own_dataset, "val").num_videos == VIDEOS * len(CLASSES["val"]), cached
+
+
 def test_a_folder_that_was_touched_a_moment_ago_is_listed_again(own_dataset: Path, listed: list[str]) -> None:
     os.utime(own_dataset / "val/clap/clap_000")
     Split.open(own_dataset, "val")
