@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -122,18 +123,46 @@ class VideoDataset(Dataset[dict[str, Any]]):
         )
         return self.transform(source.read(frames), rng)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        def read(label: int, video: int, position: int) -> Tensor:
-            return self.clip(label, video, episode_rng(self.seed, self.split.name, index, PIXELS, label, position))
+    def read_clips(self, drawn: Sequence[Drawn], index: int, unreadable: dict[tuple[int, int], BadVideo]) -> Tensor:
+        """The clips of drawn videos, whose content is their position, for task `index`: uint8 (N*T, 3, H, W).
 
+        Adds videos that cannot be read to `unreadable`, by class and number, and leaves their pixels undefined.
+        """
+        # By numpy, which asks the system for large pages: in small ones the memory of an episode takes as long to get as
+        # a third of its frames takes to decode.
+        frames = np.empty((len(drawn), self.seq_len, self.transform.size, self.transform.size, 3), dtype=np.uint8)
+        clips = rearrange(torch.from_numpy(frames), "n t h w c -> n t c h w")
+        for clip, (_, label, video, position) in zip(clips, drawn, strict=True):
+            rng = episode_rng(self.seed, self.split.name, index, PIXELS, label, position)
+            try:
+                clip.copy_(self.clip(label, video, rng))
+            except BadVideo as error:
+                unreadable[label, video] = error
+        return rearrange(clips, "n t c h w -> (n t) c h w")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
         plan = self.plan(index)
-        support, target, bad_videos = self.fill(plan, read)
+        unreadable: dict[tuple[int, int], BadVideo] = {}
+
+        def position_of(label: int, video: int, position: int) -> int:
+            if (label, video) in unreadable:
+                raise unreadable[label, video]
+            return position
+
+        # Places are given before anything is read, so that each clip is written once, where it belongs. They are given
+        # anew in the rare case that a video cannot be read.
+        known = -1
+        while known < len(unreadable):
+            known = len(unreadable)
+            support, target, bad_videos = self.fill(plan, position_of)
+            support_set = self.read_clips(support, index, unreadable)
+            target_set = self.read_clips(target, index, unreadable)
         return {
-            "support_set": torch.cat([drawn.content for drawn in support]),
+            "support_set": support_set,
             "support_labels": torch.tensor([drawn.k for drawn in support]),
             "real_support_labels": torch.tensor([drawn.label for drawn in support]),
             "support_videos": [self.split.video_name(drawn.label, drawn.video) for drawn in support],
-            "target_set": torch.cat([drawn.content for drawn in target]),
+            "target_set": target_set,
             "target_labels": torch.tensor([drawn.k for drawn in target]),
             "real_target_labels": torch.tensor([drawn.label for drawn in target]),
             "target_videos": [self.split.video_name(drawn.label, drawn.video) for drawn in target],
