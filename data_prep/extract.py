@@ -37,10 +37,18 @@ from tqdm import tqdm
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from frame_sources import VIDEO_SUFFIXES, BadVideo, best_video_stream, claimed_frames, decode_image, frame_files
+from frame_sources import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    BadVideo,
+    best_video_stream,
+    claimed_frames,
+    decode_image,
+    frame_files,
+)
 from utils import UserError, atomic_write, read_json
+from video_reader import SPLITS
 
-SPLITS = ("train", "val", "test")
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
 
 # Cuts and lost packets cost an honest video a few frames of those its header claims; a truncated one loses more.
@@ -109,7 +117,7 @@ def find_videos(src: Path) -> Iterator[Path]:
     """Video files and folders of images below `src`, sorted, without the hidden ones that archives of macOS carry."""
     for folder, folders, files in os.walk(src, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        if any(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in files):
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
             yield Path(folder)
         yield from (
             Path(folder, name) for name in sorted(files) if name.lower().endswith(VIDEO_SUFFIXES) and name[0] != "."
@@ -500,7 +508,7 @@ def manifest_files(dst: Path) -> list[Path]:
     return sorted(path for path in dst.glob("manifest*.jsonl") if path.name[0] != ".")
 
 
-def read_lines_of(manifest: Path) -> Iterator[dict[str, Any]]:
+def manifest_lines(manifest: Path) -> Iterator[dict[str, Any]]:
     """Its lines, but not one that a kill has cut: that video counts as not done."""
     for line in manifest.read_text(encoding="utf-8").split("\n"):
         with suppress(json.JSONDecodeError):
@@ -511,7 +519,7 @@ def read_entries(files: Iterable[Path], settings: Mapping[str, Any]) -> dict[str
     """The newest line of every video tried. Raises UserError where a manifest was made with other settings."""
     entries: dict[str, dict[str, Any]] = {}
     for path in files:
-        for line in read_lines_of(path):
+        for line in manifest_lines(path):
             if "settings" in line:
                 check_settings(line["settings"], settings, path.parent)
             elif "video" in line and line["time"] >= entries.get(line["video"], line)["time"]:
@@ -682,8 +690,10 @@ def _run(args: argparse.Namespace, wanted: Wanted) -> int:
         with closing(Manifest(dst, part, about, missing)) as manifest:
             if args.verify:
                 return _verify(videos, manifest, dst, part, args.jobs)
-            _extract(videos, manifest, extractor, args.jobs, only_sample=args.estimate)
-        shutil.rmtree(extractor.work, ignore_errors=True)
+            try:
+                _extract(videos, manifest, extractor, args.jobs, only_sample=args.estimate)
+            finally:
+                shutil.rmtree(extractor.work, ignore_errors=True)
         if args.estimate:
             return 0
         entries = [manifest.entries[video.folder] for video in videos]

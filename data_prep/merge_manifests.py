@@ -40,7 +40,7 @@ def merge(dst: Path, *, allow_missing: bool) -> int:
     settings: dict[str, Any] = {}
     missing: dict[str, int] = {}
     for path in files:
-        runs = [line for line in extract.read_lines_of(path) if "video" not in line]
+        runs = [line for line in extract.manifest_lines(path) if "video" not in line]
         settings = next(line["settings"] for line in runs if "settings" in line)
         missing |= [line["missing"] for line in runs if "missing" in line][-1]
     entries = extract.read_entries(files, settings)

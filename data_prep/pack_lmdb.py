@@ -14,7 +14,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -81,7 +82,8 @@ class Pack:
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
         # A lock of our own keeps other writers away, and readers do without: no lock file beside the data.
-        self._file = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_SIZE, readahead=False)
+        with self._writing():
+            self._file = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_SIZE, readahead=False)
         made = (self.get(LMDB_KIND) or b"").decode()
         if made and made != kind:
             raise UserError(f"{path} was begun with {made}, --src holds {kind}: give another --dst")
@@ -101,12 +103,20 @@ class Pack:
     def put(self, values: dict[bytes, bytes]) -> None:
         """Stores all of them or none."""
         try:
-            with self._file.begin(write=True) as transaction:
+            with self._writing(), self._file.begin(write=True) as transaction:
                 for key, value in values.items():
                     transaction.put(key, value)
         except lmdb.MapFullError:
             self._file.set_mapsize(2 * self._file.info()["map_size"])
             self.put(values)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what LMDB or the disk refuses into a UserError, but for a full map, which is no mistake."""
+        try:
+            yield
+        except lmdb.MapFullError:
+            raise
         except lmdb.Error as error:
             if any(os.strerror(code) in str(error) for code in extract.NEVER_FITS):
                 raise extract.DiskFull(self.path.parent) from error

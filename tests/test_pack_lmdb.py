@@ -149,6 +149,10 @@ def test_mistakes_are_sentences(src, tmp_path, capsys):
     make_clip(tmp_path / "videos" / "train" / "run" / "v.mp4")
     assert run(tmp_path / "videos", dst) == 2
     assert "begun with images" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.lmdb").write_bytes(b"no database" * 1000)
+    assert run(src, tmp_path / "other") == 2
+    assert "could not write" in capsys.readouterr().err
     with extract.alone(dst, "pack"):
         assert run(src, dst) == 2
     assert "another process" in capsys.readouterr().err
