@@ -47,7 +47,7 @@ from frame_sources import (
     frame_files,
 )
 from utils import UserError, atomic_write, read_json
-from video_reader import SPLITS
+from video_split import SPLITS
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
 
