@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import io
 import sys
-import unicodedata
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -26,11 +25,9 @@ import numpy as np
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report import LIGHT, SERIES, house_style
-from scripts.command_line import exit_code, new_parser
+from scripts.command_line import Row, exit_code, new_parser, terminal_table
 from scripts.drawing import save_picture
 from utils import UserError, accuracy_interval, atomic_write, read_json
-
-WIDTH = 80  # columns of a terminal
 
 # What decides the episodes of a test, and the flag that sets it.
 EPISODE_SETTINGS = {
@@ -144,8 +141,6 @@ def fingerprints(run: Run) -> tuple[str, str, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
-Row = list[str]
-
 
 def accuracy_table(runs: Sequence[Run], against: Run) -> list[Row]:
     """The main table, the best run first: accuracies, and how each differs from `against`."""
@@ -194,36 +189,6 @@ def notes(runs: Sequence[Run]) -> list[str]:
     if any(run.chosen_on_test for run in runs):
         lines.append("† checkpoint chosen on the test split: comparable with nothing")
     return lines
-
-
-def shown_width(text: str) -> int:
-    """Columns of a terminal that a text takes: two for wide letters of East Asian scripts."""
-    return sum(
-        2 if unicodedata.east_asian_width(letter) in "WF" else not unicodedata.combining(letter) for letter in text
-    )
-
-
-def terminal_table(table: Sequence[Row]) -> str:
-    """Aligned columns under a rule; those that do not fit beside the first are continued below."""
-    widths = [max(map(shown_width, column)) for column in zip(*table, strict=True)]
-    blocks, chosen = [], [0]
-    for column in range(1, len(widths)):
-        if len(chosen) > 1 and sum(widths[c] + 3 for c in [*chosen, column]) - 3 > WIDTH:
-            blocks.append(chosen)
-            chosen = [0]
-        chosen.append(column)
-    blocks.append(chosen)
-    return "\n\n".join(_terminal_block(table, columns, widths) for columns in blocks)
-
-
-def _terminal_block(table: Sequence[Row], columns: Sequence[int], widths: Sequence[int]) -> str:
-    lines = []
-    for row in table:
-        padding = [" " * (widths[c] - shown_width(row[c])) for c in columns]
-        cells = [row[c] + pad if c == 0 else pad + row[c] for c, pad in zip(columns, padding, strict=True)]
-        lines.append("   ".join(cells).rstrip())
-    lines.insert(1, "─" * (sum(widths[c] + 3 for c in columns) - 3))
-    return "\n".join(lines)
 
 
 def markdown_table(table: Sequence[Row]) -> str:

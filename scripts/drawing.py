@@ -32,16 +32,22 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
+def wrapped(text: str, width: int = 24, lines: int = 2) -> str:
+    """A text in so many lines at most."""
+    return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
+
+
 def save_picture(figure: Figure, path: Path) -> None:
     """Writes a figure as its file's suffix says; pixels for screens and print."""
     with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=200)
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=160)
 
 
 def film_strip(frames: np.ndarray, gap: int = 3) -> np.ndarray:
     """uint8 (T, H, W, 3) -> the frames side by side on white, (H, T*W + (T-1)*gap, 3)."""
     padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)[:, :-gap]
+    strip = np.concatenate(list(padded), axis=1)
+    return strip[:, : strip.shape[1] - gap]
 
 
 def thinned(frames: np.ndarray, count: int) -> np.ndarray:
@@ -51,21 +57,26 @@ def thinned(frames: np.ndarray, count: int) -> np.ndarray:
 
 def draw_strip(axes: Axes, frames: np.ndarray, colour: str | None = None) -> None:
     """A clip (T, H, W, 3) as a film strip that fills the axes' width, with a band in its class's colour at the left."""
-    from matplotlib.patches import Rectangle
-
     bare(axes)
-    axes.imshow(film_strip(frames), aspect="equal", anchor="W", interpolation="antialiased")
+    axes.imshow(film_strip(frames), interpolation="antialiased")
+    axes.set_anchor("W")
     if colour is not None:
-        band = Rectangle((-0.012, 0), 0.008, 1, transform=axes.transAxes, color=colour, linewidth=0, clip_on=False)
-        axes.add_patch(band)
+        axes.spines["left"].set(visible=True, color=colour, linewidth=4, position=("outward", 4))
 
 
 def draw_probabilities(
-    axes: Axes, names: Sequence[str], values: np.ndarray, *, colours: Sequence[str], true: int | None = None
+    axes: Axes,
+    names: Sequence[str],
+    values: np.ndarray,
+    *,
+    colours: Sequence[str],
+    true: int | None = None,
+    lines: int = 2,
 ) -> None:
     """Bars of the probabilities (K,) of classes, the first on top, the answer in bold.
 
-    true: the class it should be, which is marked; the answer then gets a tick or a cross.
+    true: the class it should be, whose name is green; the answer then gets a tick or a cross. lines: of a long
+    name that are shown.
     """
     answer = int(values.argmax())
     places = range(len(values))
@@ -77,10 +88,11 @@ def draw_probabilities(
         axes.text(
             value + 0.02, k, f"{100 * value:.0f} %{mark}", va="center", color=colour, fontweight=weight, fontsize=8
         )
-    labels = [f"{readable(name)} (true)" if k == true != answer else readable(name) for k, name in enumerate(names)]
     bare(axes)
-    axes.set_yticks(places, [textwrap.shorten(label, 44, placeholder=" …") for label in labels], fontsize=8)
+    axes.set_yticks(places, [wrapped(readable(name), lines=lines) for name in names], fontsize=8)
     axes.get_yticklabels()[answer].set_fontweight("bold")
+    if true is not None:
+        axes.get_yticklabels()[true].set_color(LIGHT["right"])
     axes.set(xlim=(0, 1.25), ylim=(len(values) - 0.4, -0.6))
 
 

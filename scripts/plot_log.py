@@ -86,6 +86,8 @@ def draw_curves(runs: Sequence[Path], smooth: int, path: Path) -> None:
         loss_axes.set(title="Loss")
         accuracy_axes.set(title="Accuracy, %")
         rate_axes.set(title="Learning rate", xlabel="training tasks", yscale="log")
+        rate_axes.yaxis.set_major_formatter("{x:g}")
+        rate_axes.minorticks_off()
         accuracy_axes.plot([], [], "-", color=LIGHT["quiet"], label="training")
         accuracy_axes.errorbar(
             [], [], [], fmt="o--", color=LIGHT["quiet"], capsize=3, label="validation, 95 % interval"
