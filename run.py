@@ -30,7 +30,18 @@ from feature_store import FeatureStore, fingerprint, stored_episodes
 from frame_sources import BadVideo
 from model import CNN_FSHead
 from report import write_report
-from settings import BEST, FINAL, LATEST, METHODS, build_head, build_parser, find_checkpoint, parse_args, print_list
+from settings import (
+    BEST,
+    FINAL,
+    LATEST,
+    METHODS,
+    build_head,
+    build_parser,
+    find_checkpoint,
+    find_method,
+    parse_args,
+    print_list,
+)
 from transforms import ClipTransform, InputSpec
 from utils import (
     RunFolder,
@@ -48,7 +59,7 @@ from video_split import Split
 
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
-__all__ = ["METHODS", "Learner", "build_head", "build_parser", "load_head", "main", "parse_args"]
+__all__ = ["METHODS", "Learner", "build_head", "build_parser", "find_method", "load_head", "main", "parse_args"]
 
 
 def load_model_state(model: CNN_FSHead, checkpoint: dict[str, Any], path: Path) -> None:
