@@ -32,19 +32,19 @@ def alignment_cost(costs: Tensor, smoothing: float) -> Tensor:
     """
     soft = smoothing > 0
     either = torch.logaddexp if soft else torch.maximum
-    log_ways = costs.new_full(costs.shape[-2:-1], math.log(2) if soft else 0.0)  # (L,)
-    log_ways[0] = 0.0
+    # In one copy with the pairs last, so that columns and rows are pieces of memory.
+    first, *columns = rearrange(-costs / smoothing if soft else -costs, "... l m -> m l ...").contiguous()
+    log_ways = torch.zeros_like(first)
+    log_ways[1:] = math.log(2) if soft else 0.0
 
-    first, *columns = (-costs / smoothing if soft else -costs).unbind(dim=-1)  # each (..., L)
-    down = first.cumsum(dim=-1)
+    down = first.cumsum(dim=0)
     above = down - first  # what a path that enters in this row leaves out of the way down
     entries = log_ways - above
-    paths = down + (entries.logcumsumexp(dim=-1) if soft else entries.cummax(dim=-1).values)
+    paths = down + (entries.logcumsumexp(dim=0) if soft else entries.cummax(dim=0).values)
     for column in columns:
-        stepped = either(paths[..., 1:], paths[..., :-1])
-        paths = column + torch.cat([paths[..., :1], stepped], dim=-1)
+        paths = column + torch.cat([paths[:1], either(paths[1:], paths[:-1])])
     exits = paths + log_ways.flip(0)
-    return -smoothing * exits.logsumexp(dim=-1) if soft else -exits.amax(dim=-1)
+    return -smoothing * exits.logsumexp(dim=0) if soft else -exits.amax(dim=0)
 
 
 def best_path(costs: Tensor) -> Tensor:
