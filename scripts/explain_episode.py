@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -130,6 +130,7 @@ def answer_episode(model: CNN_FSHead, spec: InputSpec, dataset: VideoDataset, in
 def draw_episode(episode: Episode, query: int, path: Path) -> None:
     """The picture: support, queries with their probabilities, and what the method compared for one of them."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     way, shots = len(episode.classes), max(map(len, episode.support))
     strip_frames = max(2, min(8, 20 // shots))
@@ -140,8 +141,8 @@ def draw_episode(episode: Episode, query: int, path: Path) -> None:
     if method is not None and episode.features is not None:
         heights.append(method.height(episode))
     with house_style():
-        figure = Figure((WIDTH, sum(heights)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.05)
+        margins = ConstrainedLayoutEngine(rect=(0.008, 0.008, 0.984, 0.984))
+        figure = Figure((WIDTH, sum(heights)), layout=margins)
         panels = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         draw_support(panels[0], episode, strip_frames)
         draw_queries(panels[1], episode, query if len(heights) == 3 else None)
@@ -203,8 +204,9 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
     best = best_shots(episode, query, similarities, used)
     steps = similarities.shape[-2:]
     frames_fit = steps == (model.num_steps, model.num_steps)  # else they are tuples
-    heading(panel, f"Query {query} against the best shot of each class: cosines of "
-            f"{'steps' if frames_fit else 'tuples of steps'}, query down, support across")  # fmt: skip
+    what = "steps" if frames_fit else "tuples of steps"
+    lines = "; solid: alignment of support steps, dotted: of query steps" if isinstance(model, CNN_OTAM) else ""
+    heading(panel, f"Query {query} (down) and the best shot of each class (across): cosines of {what}{lines}")
     colours = LinearSegmentedColormap.from_list("similarity", [LIGHT["panel"], SERIES[0]])
     shown = [similarities[k, j].numpy() for k, j in enumerate(best)]
     low, high = min(matrix.min() for matrix in shown), max(matrix.max() for matrix in shown)
@@ -259,52 +261,74 @@ def mark_cells(axes: Axes, used: np.ndarray) -> None:
     if strength.min() > 0.99:
         return
     rows, columns = np.nonzero(strength > 0.05)
-    size = 40 * (8 / len(used)) ** 2
+    size = max(6, 40 * (8 / len(used)) ** 2)
     axes.scatter(columns, rows, size * strength[rows, columns], color=LIGHT["ink"], linewidths=0)
 
 
-def draw_tuple_matches(panel: SubFigure, episode: Episode, query: int, matches: int = 3) -> None:
-    """Of each cardinality, the query tuples that look hardest at a single support tuple, in two classes: the answer, and
-    the true one (or where that is the answer, the second)."""
-    assert isinstance(episode.model, CNN_TRX)
+class TupleMatch(NamedTuple):
+    """A query tuple that looks at a support tuple, both as step numbers from 0, and with what share of its attention."""
+
+    query_steps: tuple[int, ...]
+    shot: int
+    support_steps: tuple[int, ...]
+    attention: float
+
+
+def strongest_matches(
+    episode: Episode, transformer: TemporalCrossTransformer, query: int, k: int, count: int
+) -> list[TupleMatch]:
+    """The query tuples that look hardest at a single support tuple of class k, and at which one."""
     assert episode.features is not None
-    heading(panel, f"Query {query}: its strongest tuple matches, query tuple left, support tuple right")
     support, present = group_by_class(*episode.features[:2])
+    with torch.inference_mode():
+        keys, query_keys = (
+            transformer.norm_k(transformer.k_linear(transformer.pe(steps))) for steps in (support, episode.features[2])
+        )
+        attention = transformer.attention(query_keys, keys, present)[0, k]  # (Q*M, J*M)
+    tuples = list(combinations(range(episode.model.num_steps), transformer.k_linear.cardinality))
+    shares, places = attention.unflatten(0, (-1, len(tuples)))[query].cpu().max(dim=-1)
+    matches = []
+    for of_query in shares.argsort(descending=True, stable=True)[:count].tolist():
+        shot, of_support = divmod(int(places[of_query]), len(tuples))
+        matches.append(TupleMatch(tuples[of_query], shot, tuples[of_support], float(shares[of_query])))
+    return matches
+
+
+def draw_tuple_matches(panel: SubFigure, episode: Episode, query: int, rows: int = 3) -> None:
+    """Of each cardinality, the strongest matches in two classes: the answer, and the true one (or where that is the
+    answer, the second)."""
+    model = episode.model
+    assert isinstance(model, CNN_TRX)
+    heading(
+        panel, f"Query {query}: its strongest tuple matches, query tuple left, support tuple right, share of attention"
+    )
     answer, second = np.argsort(-episode.probabilities[query], kind="stable")[:2].tolist()
     true = int(episode.labels[query])
-    classes = [answer, second if answer == true else true]
-    transformers = episode.model.transformers
-    grid = panel.subplots(matches, 2 * len(transformers), squeeze=False)
-    for column, (transformer, k) in enumerate((t, k) for t in transformers for k in classes):
+    columns = [
+        (transformer, k) for transformer in model.transformers for k in (answer, second if answer == true else true)
+    ]
+    grid = panel.subplots(rows, len(columns), squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    target = thinned(episode.target[query], model.num_steps)
+    for (transformer, k), column in zip(columns, grid.T, strict=True):
         assert isinstance(transformer, TemporalCrossTransformer)
-        cardinality = transformer.k_linear.cardinality
-        with torch.inference_mode():
-            keys, query_keys = (
-                transformer.norm_k(transformer.k_linear(transformer.pe(steps)))
-                for steps in (support, episode.features[2])
-            )
-            attention = transformer.attention(query_keys, keys, present)[0, k]
-        tuples = list(combinations(range(episode.model.num_steps), cardinality))
-        weights = attention.unflatten(0, (-1, len(tuples)))[query].cpu()  # (M, J*M)
-        strongest, places = weights.max(dim=-1)
-        for row, of_query in enumerate(strongest.argsort(descending=True, stable=True)[:matches].tolist()):
-            shot, of_support = divmod(int(places[of_query]), len(tuples))
-            left = thinned(episode.target[query], episode.model.num_steps)[list(tuples[of_query])]
-            right = thinned(episode.support[k][shot], episode.model.num_steps)[list(tuples[of_support])]
-            axes = grid[row, column]
-            draw_match(axes, left, right)
-            steps = [", ".join(str(step + 1) for step in tuples[place]) for place in (of_query, of_support)]
-            axes.set_xlabel(
-                f"steps {steps[0]} → shot {shot + 1}, steps {steps[1]}: {100 * strongest[of_query]:.1f} %", fontsize=8
-            )
         role = "answer" if k == answer else "true" if k == true else "second"
-        title = f"{wrapped(readable(episode.classes[k]), 34, 1)}, {role}; tuples of {cardinality}"
-        grid[0, column].set_title(title, fontsize=9, color=episode.colours[k])
+        title = f"{wrapped(readable(episode.classes[k]), 34, 1)}, {role}; tuples of {transformer.k_linear.cardinality}"
+        column[0].set_title(title, fontsize=9, color=episode.colours[k])
+        # fewer matches than rows where a clip has few tuples
+        for axes, match in zip(column, strongest_matches(episode, transformer, query, k, rows), strict=False):
+            support = thinned(episode.support[k][match.shot], model.num_steps)
+            draw_match(axes, target[list(match.query_steps)], support[list(match.support_steps)])
+            left, right = (
+                ", ".join(str(step + 1) for step in steps) for steps in (match.query_steps, match.support_steps)
+            )
+            label = f"steps {left} → shot {match.shot + 1}, steps {right}: {100 * match.attention:.1f} %"
+            axes.set_xlabel(label, fontsize=8)
 
 
 def draw_match(axes: Axes, left: np.ndarray, right: np.ndarray) -> None:
-    """Two tuples of frames (W, H, W, 3) beside each other, with an arrow between them."""
-    bare(axes)
+    """Two tuples of frames beside each other, with an arrow between them."""
     strips = [film_strip(frames) for frames in (left, right)]
     height, width = strips[0].shape[:2]
     space = np.full((height, height // 3, 3), 255, np.uint8)
