@@ -376,7 +376,7 @@ def test_a_frame_that_was_cut_short_is_noticed(mine, dst, monkeypatch):
     real = shutil.which("ffmpeg")
     cut = f'{real} "$@"; for last; do :; done; truncate -s 99 "$(dirname "${{last#file:}}" | sed s/%%/%/)/00003.jpg"; exit 0'
     monkeypatch.setenv("PATH", wrapped_ffmpeg(dst.parent / "bin", at_call=3, do=cut))
-    assert run(extract_folder.main, mine, dst) == 1
+    assert run(extract_folder.main, mine, dst, "--jobs", 1) == 1
     assert "ffmpeg wrote only a part of 00003.jpg" in (dst / "failed.txt").read_text()
 
 
@@ -408,7 +408,7 @@ def test_wrong_folders_are_refused(mine, dst, capsys):
 
 
 def wrapped_ffmpeg(folder: Path, *, at_call: int, do: str) -> str:
-    """A PATH on which ffmpeg counts its calls and runs the shell command `do` at one of them."""
+    """A PATH on which ffmpeg counts its calls, which must come one by one, and runs the shell command `do` at one."""
     folder.mkdir()
     script = folder / "ffmpeg"
     real = shutil.which("ffmpeg")
