@@ -29,25 +29,19 @@ class TAM(Temporal):
         if frames % 2 == 0:
             raise UserError(f"TAM mixes an odd number of frames, found {frames}: give blend_frames 3, 5 or 7")
         self.blend = one_of("blend", blend, ("sum", "max"))
-        self.mix = nn.Conv3d(
-            channels,
-            channels,
-            (frames, 1, 1),
-            padding=(frames // 2, 0, 0),
-            groups=channels if depthwise else 1,
-            bias=False,
-        )
+        groups = channels if depthwise else 1
+        self.mix = nn.Conv2d(channels, channels, (frames, 1), padding=(frames // 2, 0), groups=groups, bias=False)
         nn.init.normal_(self.mix.weight, std=math.sqrt(2 / channels))  # Kaiming fan-out of a single frame's convolution
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
-        x = rearrange(maps, "(n t) c h w -> n c t h w", n=clips)
+        x = rearrange(maps, "(n t) c h w -> n c t (h w)", n=clips)
         mixed = self.mix(x) if self.blend == "sum" else self.strongest(x)
-        return rearrange(mixed.relu(), "n c t h w -> (n t) c h w")
+        return rearrange(mixed.relu(), "n c t (h w) -> (n t) c h w", h=maps.shape[-2])
 
     def strongest(self, x: Tensor) -> Tensor:
-        """The largest of the weighted neighbours (N, C, T, h, w), where `mix` would add them."""
+        """The largest of the weighted neighbours (N, C, T, h*w), where `mix` would add them."""
         taps = torch.eye(self.mix.kernel_size[0], device=x.device, dtype=self.mix.weight.dtype)
-        alone = [self.mix._conv_forward(x, self.mix.weight * rearrange(tap, "k -> k 1 1"), None) for tap in taps]
+        alone = [self.mix._conv_forward(x, self.mix.weight * rearrange(tap, "k -> k 1"), None) for tap in taps]
         return torch.stack(alone).amax(dim=0)
 
 

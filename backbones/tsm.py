@@ -56,21 +56,21 @@ class NonLocal(Temporal):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = channels // 2
-        self.theta = nn.Conv3d(channels, inner, 1)
-        self.phi = nn.Sequential(nn.Conv3d(channels, inner, 1), nn.MaxPool3d((1, 2, 2)))
-        self.g = nn.Sequential(nn.Conv3d(channels, inner, 1), nn.MaxPool3d((1, 2, 2)))
-        norm = nn.BatchNorm3d(channels)
+        self.theta = nn.Conv2d(channels, inner, 1)
+        self.phi = nn.Sequential(nn.Conv2d(channels, inner, 1), nn.MaxPool2d(2))
+        self.g = nn.Sequential(nn.Conv2d(channels, inner, 1), nn.MaxPool2d(2))
+        norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(norm.weight)
-        self.W = nn.Sequential(nn.Conv3d(inner, channels, 1), norm)
+        self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), norm)
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
-        x = rearrange(maps, "(n t) c h w -> n c t h w", n=clips)
         query, key, value = (
-            rearrange(project(x), "n c t h w -> n 1 (t h w) c") for project in (self.theta, self.phi, self.g)
+            rearrange(project(maps), "(n t) c h w -> n 1 (t h w) c", n=clips)
+            for project in (self.theta, self.phi, self.g)
         )
         seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        seen = rearrange(seen, "n 1 (t h w) c -> n c t h w", t=x.shape[2], h=x.shape[3])
-        return rearrange(x + self.W(seen), "n c t h w -> (n t) c h w")
+        h, w = maps.shape[-2:]
+        return maps + self.W(rearrange(seen, "n 1 (t h w) c -> (n t) c h w", h=h, w=w))
 
 
 def resnet(

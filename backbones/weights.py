@@ -125,12 +125,12 @@ def own_name(name: str, own: dict[str, Tensor]) -> str:
 
 
 def joined_taps(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """TAM as IBM keeps it, a 2D convolution for each of three frames (C, 1, 1, 1), as one over time (C, 1, 3, 1, 1)."""
+    """TAM as IBM keeps it, a 2D convolution for each of three frames (C, 1, 1, 1), as one over time (C, 1, 3, 1)."""
     joined = dict(state)
     for name in state:
         if current := re.fullmatch(r"(.*\.|)curr((_se\.fc1)?\.weight)", name):
             taps = [joined.pop(f"{current[1]}{tap}{current[2]}") for tap in ("prev", "curr", "next")]
-            joined[f"{current[1]}mix.weight"] = torch.stack(taps, dim=2)
+            joined[f"{current[1]}mix.weight"] = torch.cat(taps, dim=2)
     return joined
 
 
@@ -152,6 +152,8 @@ def fitted(weight: Tensor, like: Tensor, inflation: str) -> Tensor:
     """A convolution's weight in the shape of `like`, where that is the same one over time or over other input channels."""
     if weight.ndim == 4 and like.ndim == 5:
         weight = over_time(weight, like.shape[2], inflation)
+    if weight.ndim == 5 and like.ndim == 4 and weight.shape[2] == 1:
+        weight = weight[:, :, 0]
     if weight.ndim >= 4 and weight.shape[1] == 3 and like.shape[1] != 3:
         weight = repeat(weight.mean(dim=1), "o ... -> o i ...", i=like.shape[1])
     return weight

@@ -109,7 +109,7 @@ def test_tam_mixes_weighted_neighbours(maps, frames, blend, depthwise):
     torch.manual_seed(1)
     tam = TAM(C, frames, blend, depthwise).double()
     x, reach = clips_of(maps), frames // 2
-    weight = tam.mix.weight[..., 0, 0]  # (C, 1 or C, frames)
+    weight = tam.mix.weight[..., 0]  # (C, 1 or C, frames)
     expected = torch.zeros_like(x)
     for t in range(T):
         weighted = []
@@ -190,9 +190,7 @@ def test_non_local_adds_what_every_cell_sees_in_the_whole_clip(maps):
     block = NonLocal(C).double().eval()
     assert torch.equal(block(maps, N), maps)  # at first
     nn.init.normal_(block.W[1].weight)
-    x = clips_of(maps).transpose(1, 2)  # (N, C, T, H, W)
-    theta, phi, g = block.theta(x), block.phi[0](x), block.g[0](x)
-    phi, g = (F.max_pool2d(y.flatten(1, 2), 2).unflatten(1, (C // 2, T)) for y in (phi, g))
+    theta, phi, g = (clips_of(project(maps)).transpose(1, 2) for project in (block.theta, block.phi, block.g))
     seen = torch.zeros_like(theta)
     for n in range(N):
         for t in range(T):
@@ -201,8 +199,8 @@ def test_non_local_adds_what_every_cell_sees_in_the_whole_clip(maps):
                     scores = torch.einsum("c,ctij->tij", theta[n, :, t, h, w], phi[n])
                     attention = scores.flatten().softmax(0).view_as(scores)
                     seen[n, :, t, h, w] = torch.einsum("tij,ctij->c", attention, g[n])
-    expected = x + block.W[1](block.W[0](seen))
-    torch.testing.assert_close(clips_of(block(maps, N)).transpose(1, 2), expected)
+    expected = maps + block.W(seen.transpose(1, 2).flatten(0, 1))
+    torch.testing.assert_close(block(maps, N), expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

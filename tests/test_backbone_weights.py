@@ -34,6 +34,8 @@ def as_tsm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if re.match(r"layer2\.[02]\.|layer3\.[024]\.", name):
             block, rest = name[:9], name[9:]
             name = block + (f"nl.{rest[6:]}" if rest.startswith("leave.") else f"block.{rest}")
+            if ".nl." in name and tensor.ndim == 4:
+                tensor = tensor[:, :, None]  # 3D convolutions there
         named[f"module.base_model.{name.replace('layer2.', 'layer2.net.')}"] = tensor
     return named | {"module.new_fc.weight": torch.zeros(400, 2048), "module.new_fc.bias": torch.zeros(400)}
 
@@ -64,7 +66,7 @@ def as_ibm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         name = name.replace(".branch.mix.", ".tam.mix.")
         if name.endswith("mix.weight"):
-            for tap, kernel in zip(("prev", "curr", "next"), tensor.unbind(2), strict=True):
+            for tap, kernel in zip(("prev", "curr", "next"), tensor.split(1, 2), strict=True):
                 named[f"module.{name.replace('mix', tap + '_se.fc1')}"] = kernel
             continue
         name = re.sub(r"conv(\d?)\.spatial", r"conv\1", name)
@@ -87,7 +89,7 @@ def as_blvnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             name = f"{first[part]}.{leaf}"
         name = name.replace(".branch.mix.", ".tam.mix.")
         if name.endswith("mix.weight"):
-            for tap, kernel in zip(("prev", "curr", "next"), tensor.unbind(2), strict=True):
+            for tap, kernel in zip(("prev", "curr", "next"), tensor.split(1, 2), strict=True):
                 named[f"module.{name.replace('mix', tap)}"] = kernel
         else:
             named[f"module.{name}"] = tensor

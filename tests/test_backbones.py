@@ -1,5 +1,6 @@
 """What holds for every backbone: shapes, clips that do not meet, gradients, the order of frames, saving, loading."""
 
+import copy
 import dataclasses
 import io
 from typing import Any
@@ -159,6 +160,13 @@ def test_the_order_of_frames_matters_just_where_it_should(case, built):
         assert difference(forward, backward) > 1e-3
     else:
         assert difference(forward, backward) < 1e-5
+
+
+def test_in_either_memory_layout_it_gives_the_same(case, built):
+    five = any(parameter.ndim == 5 for parameter in built.parameters())
+    other = copy.deepcopy(built).to(memory_format=torch.channels_last_3d if five else torch.channels_last)
+    with torch.inference_mode():
+        assert difference(other(case.clips(1)), built(case.clips(1))) < 1e-4
 
 
 def test_saved_and_loaded_it_is_the_same(case, built):
