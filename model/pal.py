@@ -92,8 +92,7 @@ def prototype_centred_loss(log_evidence: Tensor, labels: Tensor, floor: float = 
     """
     own = F.one_hot(labels, log_evidence.shape[-1]).bool()  # (..., Q, K)
     asked = own.any(dim=-2)  # (..., K)
-    # The lowest finite number and not -inf, which would make NaN gradients where a class has no queries.
-    own_evidence = log_evidence.masked_fill(~own, torch.finfo(log_evidence.dtype).min).logsumexp(dim=-2)
+    own_evidence = log_evidence.masked_fill(~own, -math.inf).logsumexp(dim=-2)
     evidence = log_evidence.logsumexp(dim=-2)
     if floor:
         evidence = torch.logaddexp(evidence, evidence.new_tensor(math.log(floor)))

@@ -354,6 +354,18 @@ def test_prototype_cosines_equal_those_of_explicit_prototypes():
         torch.testing.assert_close(cosines, expected, **EXACT)
 
 
+def test_a_query_of_nothing_has_cosine_zero_and_a_finite_gradient():
+    values, query_values = (
+        as_tuples(features(1, 3, 4, 5, 8)),
+        Tuples(features(1, 2, 5, 5), torch.zeros(1, 2, 5, 8).double()),
+    )
+    query_values.rows.requires_grad_()
+    cosines = prototype_cosines(features(1, 3, 5, 4, 5), features(1, 3, 2, 5, 4, 5), values, query_values)
+    assert not torch.stack(cosines).any()
+    (gradient,) = torch.autograd.grad(torch.stack(cosines).sum(), query_values.rows)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize(("log_temperature", "expected"), [(-9.0, 0.02), (math.log(0.3), 0.3), (9.0, 1.0)])
 def test_the_temperature_of_shot_weights_stays_within_its_range(log_temperature, expected):
     head, case = build("--method", "dual_prototypes", "--temp_set", "2"), episode(SHOTS["unequal"])
