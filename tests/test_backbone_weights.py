@@ -69,8 +69,10 @@ def as_ibm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             for tap, kernel in zip(("prev", "curr", "next"), tensor.split(1, 2), strict=True):
                 named[f"module.{name.replace('mix', tap + '_se.fc1')}"] = kernel
             continue
+        first = re.match(r"(.*\bconv\d?)\.bn\.", name)
+        if first and f"{first[1]}.spatial.weight" in state:
+            name = re.sub(r"conv(\d?)\.bn", r"bn\1", name)
         name = re.sub(r"conv(\d?)\.spatial", r"conv\1", name)
-        name = re.sub(r"conv(\d?)\.bn", r"bn\1", name)
         name = re.sub(r"conv(\d?)\.temporal\.conv", r"conv\1_t", name)
         name = re.sub(r"conv(\d?)\.temporal\.bn", r"bn\1_t", name)
         named[f"module.{name}"] = tensor
