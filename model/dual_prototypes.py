@@ -18,58 +18,15 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from model.head import CNN_FSHead, LogitScale, group_by_class
-from model.trx import PositionalEncoding, TupleLinear, check_cardinalities
-
-
-class Tuples(NamedTuple):
-    """The M tuples of a video as few rows and how each tuple mixes them: mix (..., M, R) @ rows (..., R, E).
-
-    A linear map of a tuple of steps is a sum of one row for each of its positions and the bias. 18 rows and the bias make
-    all 56 triples of 8 steps; products, layer norms and weighted means of tuples follow from those of rows, so tuples
-    themselves are not built.
-    """
-
-    mix: Tensor
-    rows: Tensor
-
-    @staticmethod
-    def project(linear: TupleLinear, steps: Tensor) -> Tuples:
-        """The linear map of all tuples of steps (..., S, D)."""
-        rows = linear.rows(steps)
-        mix = F.pad(linear.choice, (0, 1), value=1.0).expand(*rows.shape[:-2], -1, -1)
-        return Tuples(mix, with_row(rows, linear.bias))
-
-    def layer_norm(self, norm: nn.LayerNorm) -> Tuples:
-        """The layer norm of every tuple: its centred rows by its own deviation, and one more row for the norm's bias."""
-        centred = Tuples(self.mix, self.rows - self.rows.mean(dim=-1, keepdim=True))
-        deviation = (centred.squares() / self.rows.shape[-1] + norm.eps).sqrt()
-        mix = F.pad(self.mix / deviation[..., None], (0, 1), value=1.0)
-        return Tuples(mix, with_row(centred.rows * norm.weight, norm.bias))
-
-    def squares(self) -> Tensor:
-        """Squared norms of the tuples, (..., M)."""
-        return (self.mix * (self.mix @ (self.rows @ self.rows.mT))).sum(dim=-1).clamp_min(0)
-
-
-def with_row(rows: Tensor, row: Tensor) -> Tensor:
-    """(..., R, E) and one row (E,) for all -> (..., R+1, E)."""
-    return torch.cat([rows, row.expand(*rows.shape[:-2], 1, -1)], dim=-2)
-
-
-def row_products(queries: Tuples, rows: Tensor) -> Tensor:
-    """Products of query tuples (B, Q, M, E) with the rows of support videos (B, K, J, R, E): (B, K, Q, M, J, R)."""
-    return torch.einsum("bqtr,bkqrjs->bkqtjs", queries.mix, torch.einsum("bqre,bkjse->bkqrjs", queries.rows, rows))
-
-
-def attention_scores(query_keys: Tuples, keys: Tuples) -> Tensor:
-    """Scaled products of all query tuples with all support tuples: (B, K, Q, M, J, M)."""
-    products = torch.einsum("bkqtjr,bkjur->bkqtju", row_products(query_keys, keys.rows), keys.mix)
-    return products / math.sqrt(keys.rows.shape[-1])
-
-
-def row_products_of_shots(tuples: Tuples) -> Tensor:
-    """Products of the rows of all shots of a class with each other, (B, K, J, R, J, R)."""
-    return torch.einsum("bkire,bkjse->bkirjs", tuples.rows, tuples.rows)
+from model.trx import (
+    PositionalEncoding,
+    TupleLinear,
+    Tuples,
+    attention_scores,
+    check_cardinalities,
+    row_products,
+    row_products_of_shots,
+)
 
 
 def peer_weights(present: Tensor, dtype: torch.dtype) -> Tensor:

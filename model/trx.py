@@ -1,7 +1,8 @@
 """TRX, and the projection of frame tuples that other methods use too.
 
 Letters: B episodes, K way, N support videos, J shots of a class, Q queries, S feature steps, D feature width,
-W tuple cardinality, M tuples of a video, E width of projected tuples.
+W tuple cardinality, M tuples of a video, E width of projected tuples, R rows that a video's tuples are mixed of. In
+patterns i and j are two shots, t and u tuples of two videos, r and s rows of two videos.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,79 @@ class TupleLinear(nn.Linear):
         return self.choice @ self.rows(steps) + self.bias
 
 
+class Tuples(NamedTuple):
+    """The M tuples of a video as few rows and how each tuple mixes them: mix (..., M, R) @ rows (..., R, E).
+
+    A linear map of a tuple of steps is a sum of one row for each of its positions and the bias. 18 rows and the bias make
+    all 56 triples of 8 steps; products, layer norms and weighted means of tuples follow from those of rows, so tuples
+    themselves are not built.
+    """
+
+    mix: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def project(linear: TupleLinear, steps: Tensor) -> Tuples:
+        """The linear map of all tuples of steps (..., S, D)."""
+        return project_together(linear, steps)[0]
+
+    def layer_norm(self, norm: nn.LayerNorm) -> Tuples:
+        """The layer norm of every tuple: its centred rows by its own deviation, and one more row for the norm's bias."""
+        centred = Tuples(self.mix, self.rows - self.rows.mean(dim=-1, keepdim=True))
+        deviation = (centred.squares() / self.rows.shape[-1] + norm.eps).sqrt()
+        mix = F.pad(self.mix / deviation[..., None], (0, 1), value=1.0)
+        return Tuples(mix, with_row(centred.rows * norm.weight, norm.bias))
+
+    def squares(self) -> Tensor:
+        """Squared norms of the tuples, (..., M)."""
+        return (self.mix * (self.mix @ (self.rows @ self.rows.mT))).sum(dim=-1).clamp_min(0)
+
+
+def project_together(linear: TupleLinear, *groups: Tensor) -> list[Tuples]:
+    """`Tuples.project` of several groups of videos, each (..., S, D).
+
+    In one product per position: large products are faster, and so is one gradient of the weights than one per group.
+    """
+    videos = linear.rows(torch.cat([steps.flatten(0, -3) for steps in groups]))
+    projected = []
+    for steps, rows in zip(groups, videos.split([steps.shape[:-2].numel() for steps in groups]), strict=True):
+        mix = F.pad(linear.choice, (0, 1), value=1.0).expand(*steps.shape[:-2], -1, -1)
+        projected.append(Tuples(mix, with_row(rows.unflatten(0, steps.shape[:-2]), linear.bias)))
+    return projected
+
+
+def with_row(rows: Tensor, row: Tensor) -> Tensor:
+    """(..., R, E) and one row (E,) for all -> (..., R+1, E)."""
+    return torch.cat([rows, row.expand(*rows.shape[:-2], 1, -1)], dim=-2)
+
+
+def row_products(queries: Tuples, rows: Tensor) -> Tensor:
+    """Products of query tuples (B, Q, M, E) with the rows of support videos (B, K, J, R, E): (B, K, Q, M, J, R)."""
+    return torch.einsum("bqtr,bkqrjs->bkqtjs", queries.mix, torch.einsum("bqre,bkjse->bkqrjs", queries.rows, rows))
+
+
+def attention_scores(query_keys: Tuples, keys: Tuples) -> Tensor:
+    """Scaled products of all query tuples with all support tuples: (B, K, Q, M, J, M)."""
+    products = torch.einsum("bkqtjr,bkjur->bkqtju", row_products(query_keys, keys.rows), keys.mix)
+    return products / math.sqrt(keys.rows.shape[-1])
+
+
+def row_products_of_shots(tuples: Tuples) -> Tensor:
+    """Products of the rows of all shots of a class with each other, (B, K, J, R, J, R)."""
+    return torch.einsum("bkire,bkjse->bkirjs", tuples.rows, tuples.rows)
+
+
+def squared_distances(mix: Tensor, values: Tuples, queries: Tuples) -> Tensor:
+    """Of query tuples (B, Q, M, E) to their prototypes in each class, (B, K, Q, M), never negative.
+
+    A prototype is a mixture p = mix @ rows of the rows of a class, mix (B, K, Q, M, J, R); it is not built either, since
+    |q - p|^2 = |q|^2 - 2 mix.(rows q) + mix (rows rows') mix'.
+    """
+    spread = torch.einsum("bkqtir,bkirjs->bkqtjs", mix, row_products_of_shots(values))
+    squares = (mix * (spread - 2 * row_products(queries, values.rows))).sum(dim=(-2, -1))
+    return (squares + rearrange(queries.squares(), "b q t -> b 1 q t")).clamp_min(0)
+
+
 class TemporalCrossTransformer(nn.Module):
     """TRX for tuples of one cardinality: a prototype of each class for each query, made of the tuples that match it.
 
@@ -78,44 +152,24 @@ class TemporalCrossTransformer(nn.Module):
         self.v_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
         self.norm_k = nn.LayerNorm(out_width)
 
-    def attention(self, query_keys: Tensor, class_keys: Tensor, present: Tensor) -> Tensor:
+    def attention(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
         """How much each query tuple looks at each support tuple of a class: softmax over all its shots and tuples.
 
-        (B, Q, M, E), (B, K, J, M, E), bool (B, K, J) -> (B, K, Q*M, J*M).
+        Encoded steps (B, K, J, S, D), which shots exist (B, K, J), encoded steps (B, Q, S, D) -> (B, K, Q, M, J, M).
         """
-        scores = torch.einsum(
-            "bqe,bkse->bkqs",
-            rearrange(query_keys, "b q m e -> b (q m) e") / math.sqrt(query_keys.shape[-1]),
-            rearrange(class_keys, "b k j m e -> b k (j m) e"),
-        )
-        if not bool(present.all()):
-            missing = ~present.repeat_interleave(class_keys.shape[3], dim=-1)  # (B, K, J*M)
-            scores = scores.masked_fill(missing[:, :, None], -math.inf)
-        return scores.softmax(dim=-1)
+        keys, query_keys = (keys.layer_norm(self.norm_k) for keys in project_together(self.k_linear, support, target))
+        scores = attention_scores(query_keys, keys)
+        scores = scores.masked_fill(rearrange(~present, "b k j -> b k 1 1 j 1"), -math.inf)
+        return scores.flatten(-2).softmax(dim=-1).unflatten(-1, scores.shape[-2:])
 
     def forward(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
         """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D) -> logits (B, Q, K)."""
         support, target = self.pe(support), self.pe(target)
-        class_values, query_values = self.v_linear(support), self.v_linear(target)
-        weights = self.attention(self.norm_k(self.k_linear(target)), self.norm_k(self.k_linear(support)), present)
-        values = rearrange(class_values, "b k j m e -> b k (j m) e")
-        queries = rearrange(query_values, "b q m e -> b (q m) e")
-        distances = prototype_distances(weights, values, queries)  # (B, K, Q*M)
-        return -reduce(distances, "b k (q m) -> b q k", "mean", q=target.shape[1])
-
-
-def prototype_distances(weights: Tensor, values: Tensor, queries: Tensor) -> Tensor:
-    """Squared distances of queries (B, R, E) to their own prototypes `weights @ values`: (B, K, R), never negative.
-
-    weights (B, K, R, U) mix a class's values (B, K, U, E). |q - wV|^2 = |q|^2 - 2 w(Vq) + w(VV')w' needs U numbers for
-    each query and class where the prototype has E, so it is used where U is the smaller.
-    """
-    if values.shape[2] >= values.shape[3]:
-        return (queries[:, None] - weights @ values).square().sum(-1)
-    agreement = torch.einsum("bre,bkue->bkru", queries, values)
-    spread = weights @ (values @ values.mT)
-    squared = (weights * (spread - 2 * agreement)).sum(-1) + rearrange(queries.square().sum(-1), "b r -> b 1 r")
-    return squared.clamp_min(0)
+        attention = self.attention(support, present, target)
+        values, query_values = project_together(self.v_linear, support, target)
+        prototypes = torch.einsum("bkqtju,bkjur->bkqtjr", attention, values.mix)  # as mixtures of rows
+        distances = squared_distances(prototypes, values, query_values)
+        return -reduce(distances, "b k q t -> b q k", "mean")
 
 
 def check_cardinalities(args: argparse.Namespace, num_steps: int) -> None:

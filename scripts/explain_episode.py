@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -279,14 +280,15 @@ def strongest_matches(
 ) -> list[TupleMatch]:
     """The query tuples that look hardest at a single support tuple of class k, and at which one."""
     assert episode.features is not None
-    support, present = group_by_class(*episode.features[:2])
+    support, labels, target = (part[0] for part in episode.features)
     with torch.inference_mode():
         keys, query_keys = (
-            transformer.norm_k(transformer.k_linear(transformer.pe(steps))) for steps in (support, episode.features[2])
+            transformer.norm_k(transformer.k_linear(transformer.pe(steps)))
+            for steps in (support[labels == k], target[query])
         )
-        attention = transformer.attention(query_keys, keys, present)[0, k]  # (Q*M, J*M)
+        scores = torch.einsum("te,jue->tju", query_keys / math.sqrt(query_keys.shape[-1]), keys)
+        shares, places = scores.flatten(1).softmax(dim=-1).cpu().max(dim=-1)  # equation 4 of the TRX paper
     tuples = list(combinations(range(episode.model.num_steps), transformer.k_linear.cardinality))
-    shares, places = attention.unflatten(0, (-1, len(tuples)))[query].cpu().max(dim=-1)
     matches = []
     for of_query in shares.argsort(descending=True, stable=True)[:count].tolist():
         shot, of_support = divmod(int(places[of_query]), len(tuples))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import run
 from model.head import CNN_FSHead, LogitScale, group_by_class
-from model.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, prototype_distances
+from model.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, Tuples, squared_distances
 from tests.oracles import trx_tsn as literal
 from utils import UserError
 
@@ -99,23 +99,24 @@ def test_trx_tells_a_clip_from_its_reverse():
         assert ((logits[0, 0] - logits[0, 1]).abs().item() > 1e-3) == (cardinality > 1)
 
 
-@pytest.mark.parametrize("tuples", [3, 12], ids=["fewer than the width", "more than the width"])
-def test_prototype_distances_equal_explicit_prototypes(tuples):
-    width = 8
-    weights = features(2, 3, 7, tuples).softmax(dim=-1)
-    values, queries = features(2, 3, tuples, width), features(2, 7, width)
-    expected = torch.zeros(2, 3, 7, dtype=torch.float64)
-    for b, k, r in torch.cartesian_prod(*map(torch.arange, expected.shape)):
-        prototype = sum(weights[b, k, r, u] * values[b, k, u] for u in range(tuples))
-        expected[b, k, r] = (queries[b, r] - prototype).square().sum()
-    torch.testing.assert_close(prototype_distances(weights, values, queries), expected)
-
-
 def test_distances_are_never_negative():
     """A query that is its own prototype has distance 0, which rounding must not turn below."""
-    values = 100 * features(1, 1, 4, 64, dtype=torch.float32)
-    weights = torch.eye(4)[None, None]
-    assert prototype_distances(weights, values, values[:, 0]).min() >= 0
+    rows = 100 * features(1, 1, 1, 4, 64, dtype=torch.float32)
+    values, queries = Tuples(torch.eye(4).expand(1, 1, 1, 4, 4), rows), Tuples(torch.eye(4)[None, None], rows[:, 0])
+    own = rearrange(torch.eye(4), "t r -> 1 1 1 t 1 r")
+    distances = squared_distances(own, values, queries)
+    assert distances.shape == (1, 1, 1, 4)
+    assert distances.min() >= 0
+    assert distances.max() < 1e-5 * queries.squares().max()
+
+
+def test_attention_is_shared_out_over_the_shots_and_tuples_of_each_class():
+    head = build_trx(2).double()
+    support, present = group_by_class(features(1, 8, STEPS, WIDTH), UNEQUAL_SHOTS[None])
+    attention = head.transformers[0].attention(support, present, features(1, 3, STEPS, WIDTH))
+    assert attention.shape == (1, 3, 3, 10, 4, 10)
+    torch.testing.assert_close(attention.sum(dim=(-2, -1)), torch.ones(1, 3, 3, 10).double())
+    assert torch.equal(attention.sum(dim=(2, 3, 5)) > 0, present)
 
 
 @pytest.mark.parametrize("cardinality", [1, 2, 3, STEPS])
@@ -142,21 +143,18 @@ def test_positional_encoding_equals_the_published_formula(width):
     torch.testing.assert_close(encoding(zeros)[1], literal.positional_encoding(12, width)[:STEPS])
 
 
-def test_dropout_acts_on_frames_before_tuples_and_differs_between_cardinalities():
+def test_dropout_acts_on_frames_before_tuples_and_differs_between_cardinalities(monkeypatch):
     head = build("--method", "trx", "--temp_set", "2", "3", "--trans_dropout", "0.5").train()
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     for branch in head.transformers:
-        for layer in (branch.k_linear, branch.v_linear):
-            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    target = 1 + features(1, 2, STEPS, WIDTH, dtype=torch.float32)
-    head.classify(target, torch.arange(2)[None], target)
-    support_steps = [steps for steps in seen if steps.ndim == 5]
-    assert all(steps.shape[-2] == STEPS for steps in seen)
-    dropped = [steps == 0 for steps in support_steps]
-    assert len(dropped) == 4
+        attention = branch.attention
+        monkeypatch.setattr(branch, "attention", lambda *inputs, f=attention: seen.append(inputs) or f(*inputs))
+    steps = 1 + features(1, 2, STEPS, WIDTH, dtype=torch.float32)
+    head.classify(steps, torch.arange(2)[None], steps)
+    dropped = [encoded == 0 for support, _, target in seen for encoded in (support[:, :, 0], target)]
+    assert all(mask.shape == (1, 2, STEPS, WIDTH) for mask in dropped)
     assert all(0.4 < mask.float().mean() < 0.6 for mask in dropped)
-    same = {(a, b): torch.equal(dropped[a], dropped[b]) for a, b in combinations(range(4), 2)}
-    assert [pair for pair, equal in same.items() if equal] == [(0, 1), (2, 3)]  # keys and values share their draw
+    assert not any(torch.equal(a, b) for a, b in combinations(dropped, 2))
 
 
 @pytest.mark.parametrize(("cardinality", "parameters"), [(2, 9_441_792), (3, 14_160_384)])
