@@ -185,7 +185,7 @@ def conditions(run: Run) -> str:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    lines = ["± 95 % interval over episodes, of a difference over paired episodes; * it leaves out zero"]
+    lines = ["± 95 % interval over episodes; of a difference, over pairs: * if it excludes zero"]
     if any(run.chosen_on_test for run in runs):
         lines.append("† checkpoint chosen on the test split: comparable with nothing")
     return lines
