@@ -8,6 +8,7 @@ Letters: V videos of a split, S feature steps, D feature width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from episodes import Drawn, EpisodePlan
 from frame_sources import BadVideo
 from transforms import InputSpec
 from utils import UserError, write_json
@@ -30,6 +32,7 @@ from video_reader import VideoDataset
 from video_split import Split
 
 UNKNOWN, ENCODED, BAD = 0, 1, 2  # what is known of a video
+TASKS_PLANNED_AHEAD = 10_000
 
 
 def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
@@ -149,6 +152,8 @@ class FeatureStore:
         os.close(self._file)
         if not keep:
             shutil.rmtree(self.folder)
+            with contextlib.suppress(OSError):  # other stores may be in there
+                self.folder.parent.rmdir()
 
 
 class _Clips:
@@ -170,14 +175,36 @@ class _Clips:
 
 
 def stored_episodes(
-    store: FeatureStore, dataset: VideoDataset, num_tasks: int, encode: Callable[[list[int]], None], per_call: int
+    store: FeatureStore, dataset: VideoDataset, indices: range, encode: Callable[[list[int]], None], per_call: int
 ) -> Iterator[dict[str, Any]]:
-    """Tasks 0..num_tasks-1 on features, `per_call` at a time: dicts as a VideoDataset's with B in front.
+    """Tasks `indices` on features, `per_call` at a time: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
-    that are needed and not known, until every episode is complete: an unreadable video may call for another one.
+    that are needed and not known, for many tasks at once.
     """
-    plans = [dataset.plan(index) for index in range(num_tasks)]
+    for start in range(indices.start, indices.stop, TASKS_PLANNED_AHEAD):
+        plans = [dataset.plan(index) for index in range(start, min(start + TASKS_PLANNED_AHEAD, indices.stop))]
+        filled = filled_episodes(store, dataset, plans, encode)
+        for first in range(0, len(plans), per_call):
+            batch = plans[first : first + per_call]
+            support, target, bad_videos = zip(*filled[first : first + per_call], strict=True)
+            yield {
+                "index": batch[0].index,
+                "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
+                "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
+                "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
+                "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
+                "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),
+                "batch_class_list": torch.tensor([plan.labels for plan in batch]),
+                "target_videos": [[dataset.split.video_name(d.label, d.video) for d in videos] for videos in target],
+                "bad_videos": [message for messages in bad_videos for message in messages],
+            }
+
+
+def filled_episodes(
+    store: FeatureStore, dataset: VideoDataset, plans: Sequence[EpisodePlan], encode: Callable[[list[int]], None]
+) -> list[tuple[list[Drawn], list[Drawn], list[str]]]:
+    """(support, target, messages) of each plan, with rows of the store for content, all of them encoded."""
     needed: set[int] = set()
 
     def read(label: int, video: int, position: int) -> int:
@@ -188,22 +215,9 @@ def stored_episodes(
             needed.add(row)
         return row
 
-    while True:
+    while True:  # again, where a video could not be read and another one stands in
         needed.clear()
         filled = [dataset.fill(plan, read) for plan in plans]
         if not needed:
-            break
+            return filled
         encode(sorted(needed))
-    for start in range(0, num_tasks, per_call):
-        batch = filled[start : start + per_call]
-        support, target = [episode[0] for episode in batch], [episode[1] for episode in batch]
-        yield {
-            "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
-            "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
-            "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
-            "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
-            "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),
-            "batch_class_list": torch.tensor([plan.labels for plan in plans[start : start + per_call]]),
-            "target_videos": [[dataset.split.video_name(d.label, d.video) for d in videos] for videos in target],
-            "bad_videos": [message for episode in batch for message in episode[2]],
-        }

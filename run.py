@@ -15,7 +15,8 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def learning_rate_at(tasks_done: int, args: argparse.Namespace) -> float:
 
 def build_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            f"--freeze_backbone leaves nothing to train of --method {args.method}, which is all backbone: leave it out"
+        )
     if args.opt == "sgd":
         return torch.optim.SGD(
             parameters, lr=args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay
@@ -116,8 +121,8 @@ def build_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.o
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Share of the queries (Q,) whose largest logit (Q, K) is their label's."""
-    return int((logits.argmax(dim=-1) == labels).sum()) / len(labels)
+    """Share of the queries (..., Q) whose largest logit (..., Q, K) is their label's."""
+    return int((logits.argmax(dim=-1) == labels).sum()) / labels.numel()
 
 
 def episode_picture(task: dict[str, Any], clips: int = 6) -> Tensor:
@@ -156,6 +161,7 @@ class Learner:
         self.ways_test = args.way_test or [args.way]
         self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
+        self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
         self.checkpoint = self.starting_checkpoint()
 
         seed_everything(args.seed)
@@ -191,8 +197,13 @@ class Learner:
     def open_dataset(self, split_name: str, way: int, shot: int, *, train: bool = False) -> VideoDataset:
         args = self.args
         split = Split.open(args.dataset, split_name, format=args.format, on_bad_video=args.on_bad_video)
+        augment = train and not (args.freeze_backbone and self.model.works_on_features)
+        if train and not augment:
+            self.run.log(
+                "the backbone is frozen: each training video is encoded once, from its middle crop, never mirrored"
+            )
         flip = args.flip == "on" or (args.flip == "auto" and not split.direction_classes())
-        if train and args.flip == "auto" and not flip:
+        if augment and args.flip == "auto" and not flip:
             self.run.log(
                 f"training clips are not mirrored: class '{split.direction_classes()[0]}' names a direction (--flip on|off)"
             )
@@ -202,7 +213,7 @@ class Learner:
             shot=shot,
             queries=args.query_per_class if train else args.query_per_class_test,
             seq_len=args.seq_len,
-            transform=ClipTransform(self.input_spec.size, train=train, flip=flip),
+            transform=ClipTransform(self.input_spec.size, train=augment, flip=flip),
             seed=args.seed,
             sampling=args.sampling,
             noisy=0 if train else args.noisy_support,
@@ -233,10 +244,11 @@ class Learner:
 
     def prepare_task(self, task: dict[str, Any]) -> dict[str, Any]:
         """Moves a task to the device; frames travel as uint8 and become normalised floats there."""
-        for message in task["bad_videos"]:
+        for message in set(task["bad_videos"]) - self.left_out:
             self.run.log(f"left out: {message}")
+            self.left_out.add(message)
         moved = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in task.items()}
-        for frames in ("support_set", "target_set"):
+        for frames in {"support_set", "target_set"} & moved.keys():
             moved[frames] = self.input_spec.normalise(moved[frames])
         return moved
 
@@ -251,16 +263,14 @@ class Learner:
         if progress.tasks_done >= args.training_iterations or self.out_of_patience():
             return
         self.model.train()
-        tasks = read_episodes(
-            self.datasets["train"], range(progress.tasks_done, args.training_iterations), args.num_workers
-        )
+        tasks = self.training_tasks()
         bar = tqdm(total=args.training_iterations, initial=progress.tasks_done, desc="train", unit="task", disable=None)
         waiting_since, data_seconds, compute_seconds = time.perf_counter(), 0.0, 0.0
         for task in tasks:
             arrived = time.perf_counter()
             data_seconds += arrived - waiting_since
             if progress.tasks_done == 0:
-                self.run.picture(0, "first training episode", episode_picture(task))
+                self.run.picture(0, "first training episode", episode_picture(self.datasets["train"][0]))
             loss, accuracy = self.train_task(task)
             progress.window.append([loss, accuracy])
             bar.update()
@@ -281,6 +291,28 @@ class Learner:
                 break
         bar.close()
 
+    def training_tasks(self) -> Iterator[dict[str, Any]]:
+        """The tasks that are left: on stored features where the backbone is frozen, else on frames."""
+        dataset, left = self.datasets["train"], range(self.progress.tasks_done, self.args.training_iterations)
+        if not self.args.freeze_backbone:
+            yield from read_episodes(dataset, left, self.args.num_workers)
+            return
+        with self.feature_store(dataset) as store:
+            self.model.train()
+            if store is None:
+                yield from read_episodes(dataset, left, self.args.num_workers)
+            else:
+                yield from stored_episodes(store, dataset, left, self.encoder(store, dataset), per_call=1)
+
+    def answer(self, task: dict[str, Any]) -> dict[str, Tensor]:
+        """What the model says of a task, be it on frames or on stored features."""
+        if "support_features" in task:
+            return self.model.classify_episodes(
+                task["support_features"], task["support_labels"], task["target_features"]
+            )
+        with self.autocast():
+            return self.model(task["support_set"], task["support_labels"], task["target_set"])
+
     def train_task(self, task: dict[str, Any]) -> tuple[float, float]:
         """Forward, backward, and an optimiser step when a batch of tasks is complete. Returns loss and accuracy."""
         args, progress = self.args, self.progress
@@ -288,11 +320,11 @@ class Learner:
         if progress.in_batch == 0:
             progress.batch_size = min(args.tasks_per_batch, args.training_iterations - progress.tasks_done)
         task = self.prepare_task(task)
+        outputs = self.answer(task)
         with self.autocast():
-            outputs = self.model(task["support_set"], task["support_labels"], task["target_set"])
             loss = self.model.loss(task, outputs)
         if not torch.isfinite(loss):
-            names = [self.datasets["train"].split.classes[label] for label in task["batch_class_list"].tolist()]
+            names = [self.datasets["train"].split.classes[label] for label in task["batch_class_list"].flatten()]
             raise UserError(
                 f"the loss became {float(loss.detach())} in training task {task['index']} (classes {', '.join(names)}): lower "
                 "--learning_rate or use --precision fp32; the last checkpoint is kept"
@@ -355,14 +387,11 @@ class Learner:
         """Logits (1, Q, K) of one episode after the other, from its frames."""
         for raw in read_episodes(dataset, range(num_tasks), self.args.num_workers):
             task = self.prepare_task(raw)
-            with self.autocast():
-                outputs = self.model(task["support_set"], task["support_labels"], task["target_set"])
-            real_labels, class_list = raw["real_target_labels"][None], raw["batch_class_list"][None]
             yield (
-                outputs["logits"][None],
+                self.answer(task)["logits"][None],
                 {
-                    "real_target_labels": real_labels,
-                    "batch_class_list": class_list,
+                    "real_target_labels": raw["real_target_labels"][None],
+                    "batch_class_list": raw["batch_class_list"][None],
                     "target_videos": [raw["target_videos"]],
                 },
             )
@@ -371,18 +400,13 @@ class Learner:
         self, dataset: VideoDataset, num_tasks: int, store: FeatureStore
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Logits (B, Q, K) of many episodes at once, from stored features."""
+        encode = self.encoder(store, dataset)
+        for task in stored_episodes(store, dataset, range(num_tasks), encode, EPISODES_PER_CALL):
+            yield self.answer(self.prepare_task(task))["logits"], task
 
-        def encode(rows: list[int]) -> None:
-            store.encode(rows, dataset, self.features_of, num_workers=self.args.num_workers)
-            for row in rows:
-                if row in store.bad:
-                    self.run.log(f"left out: {store.bad[row]}")
-
-        for task in stored_episodes(store, dataset, num_tasks, encode, EPISODES_PER_CALL):
-            outputs = self.model.classify_episodes(
-                *(task[name].to(self.device) for name in ("support_features", "support_labels", "target_features"))
-            )
-            yield outputs["logits"], task
+    def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], None]:
+        """What fills rows of a store."""
+        return partial(store.encode, dataset=dataset, features_of=self.features_of, num_workers=self.args.num_workers)
 
     def features_of(self, clips: Tensor) -> Tensor:
         """uint8 clips (N, T, 3, H, W) -> what the head reads of each: (N, S, D), or maps (N, D, S, h, w)."""
@@ -403,12 +427,12 @@ class Learner:
         store = FeatureStore(Path(self.args.features or self.run.path / "features"), key, dataset.split, shape)
         try:
             yield store
-        except BaseException:
+        except (Exception, KeyboardInterrupt):
             store.close(keep=True)  # what was encoded is taken up when the run goes on
             raise
+        except GeneratorExit:
+            pass  # training ended before its tasks did
         store.close(keep=self.args.features is not None)
-        if self.args.features is None:
-            shutil.rmtree(self.run.path / "features")
 
     def validate(self) -> None:
         """Validates, keeps the model if it is the best so far, and saves."""
@@ -558,6 +582,7 @@ class Learner:
         self.save(LATEST)
         self.save(FINAL)
         self.test(find_checkpoint(self.run.path, args.test_model_name))
+        shutil.rmtree(self.run.path / "features", ignore_errors=True)  # what an interrupted validation may have left
 
     def is_finished(self) -> bool:
         reached_end = self.progress.tasks_done >= self.args.training_iterations or self.out_of_patience()

@@ -233,6 +233,12 @@ def build_parser(
         help="batch norms of the backbone: batch statistics in training, or the stored ones throughout",
     )  # fmt: skip
     group.add_argument(
+        "--freeze_backbone",
+        action="store_true",
+        help="train only what comes after the backbone, on features that are encoded once: thousands of tasks a minute, but "
+        "without augmentation",
+    )
+    group.add_argument(
         "--separate_backbone_calls", action="store_true",
         help="pass support and query videos through the backbone one after the other, as the TRX-style libraries do; "
         "differs in batch norm statistics",

@@ -44,6 +44,9 @@ class CNN_FSHead(nn.Module):
         self.num_steps = self.backbone.num_steps(args.seq_len)
         self.separate_backbone_calls = args.separate_backbone_calls
         self.freeze_batch_norm = args.bn == "frozen"
+        self.freeze_backbone = args.freeze_backbone
+        if self.freeze_backbone:
+            self.backbone.requires_grad_(False)
         self.loss_reduction = args.loss_reduction
 
     @staticmethod
@@ -126,8 +129,11 @@ class CNN_FSHead(nn.Module):
         self.spread_backbone = [nn.DataParallel(self.backbone, device_ids=list(range(self.args.num_gpus)))]
 
     def train(self, mode: bool = True) -> CNN_FSHead:
-        """As nn.Module.train; with `--bn frozen` the backbone's batch norms keep their stored statistics."""
+        """As nn.Module.train; with `--bn frozen` the backbone's batch norms keep their stored statistics, with
+        `--freeze_backbone` all of it stays as in testing."""
         super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
         if mode and self.freeze_batch_norm:
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
