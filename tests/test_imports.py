@@ -54,7 +54,7 @@ def violations(files: dict[Path, str]) -> list[str]:
     for path, source in files.items():
         module = module_of(path)
         if module in TOOLS:
-            allowed = ours - {"tests"}
+            allowed = ours
         elif module in ALLOWED:
             allowed = ALLOWED[module] | ({module} if len(path.parts) > 1 else set())
         else:

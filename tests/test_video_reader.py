@@ -176,7 +176,9 @@ def test_video_folders_without_a_frame_are_an_error_or_left_out(own_dataset: Pat
     for video in ("clap/clap_003", "push/push_007"):
         for frame in (own_dataset / "val" / video).iterdir():
             frame.unlink()
-    with pytest.raises(UserError, match=r"2 video\(s\) without a frame that can be read, the first is .*val/clap/clap_003"):
+    with pytest.raises(
+        UserError, match=r"2 video\(s\) without a frame that can be read, the first is .*val/clap/clap_003"
+    ):
         Split.open(own_dataset, "val")
     split = Split.open(own_dataset, "val", on_bad_video="skip")
     assert split.num_videos == VIDEOS * len(CLASSES["val"]) - 2
