@@ -185,7 +185,7 @@ def conditions(run: Run) -> str:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    lines = ["± 95 % interval over episodes; of a difference, over pairs: * if it excludes zero"]
+    lines = ["± is the 95 % interval over episodes; differences are paired, * excludes zero"]
     if any(run.chosen_on_test for run in runs):
         lines.append("† checkpoint chosen on the test split: comparable with nothing")
     return lines

@@ -390,7 +390,7 @@ class MethodPanel:
 
 METHOD_PANELS: dict[type[CNN_FSHead], MethodPanel] = {
     CNN_Similarity: MethodPanel(draw_matrices, lambda episode: 1.2 + 0.9 * WIDTH / (1 + len(episode.classes))),
-    CNN_TRX: MethodPanel(draw_tuple_matches, lambda episode: 4.6),
+    CNN_TRX: MethodPanel(draw_tuple_matches, lambda episode: 4.0),
     CNN_DualPrototypes: MethodPanel(draw_dual_scores, lambda episode: 0.9 + 0.38 * len(episode.classes)),
     CNN_TSN: MethodPanel(draw_cosines, lambda episode: 3.0),
 }
