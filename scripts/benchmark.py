@@ -1,0 +1,414 @@
+"""Prints how fast the library is beside plain ways of doing the same, and how much memory either takes.
+
+    python scripts/benchmark.py                      everything; a quarter of an hour on 2 cores
+    python scripts/benchmark.py --only reading trx   some of it
+    python scripts/benchmark.py --quick              tiny sizes, to see that it runs; the figures mean nothing
+
+Seconds depend on the machine, ratios much less: in every row both ways run in turn, in one process, and the ratio is taken
+of each pair of runs. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# Python puts the folder of a script on its path, not the project's.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import run
+from model import CNN_FSHead
+from scripts.command_line import Row, exit_code, new_parser, terminal_table
+from tests.oracles import heads as literal_heads
+from tests.oracles import trx_tsn as literal
+from transforms import ClipTransform
+from video_reader import VideoDataset
+from video_split import Split
+
+WAY, SEQ_LEN = 5, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Ours beside another way of doing the same: seconds of each repetition, or bytes, in the order they were taken."""
+
+    what: str
+    against: str
+    ours: list[float]
+    other: list[float]
+    unit: str = "s"
+
+    def row(self) -> Row:
+        ratios = sorted(other / ours for ours, other in zip(self.ours, self.other, strict=True))
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}" if len(ratios) > 1 else ""
+        return [self.what, self.against, f"{median(ratios):.2f}", spread, self.shown(self.ours), self.shown(self.other)]
+
+    def shown(self, values: Sequence[float]) -> str:
+        return f"{median(values) / 1e6:.0f} MB" if self.unit == "B" else f"{median(values):.3f} s"
+
+
+HEADER = ["what", "against", "ratio", "from, to", "ours", "other"]
+
+
+def race(
+    what: str, against: str, ours: Callable[[], object], other: Callable[[], object], repetitions: int
+) -> Comparison:
+    """Seconds of both, taken in turn, after one run of each that is not counted."""
+    seconds: dict[Callable[[], object], list[float]] = {ours: [], other: []}
+    for repetition in range(repetitions + 1):
+        for work, taken in seconds.items():
+            started = time.perf_counter()
+            work()
+            if repetition > 0:
+                taken.append(time.perf_counter() - started)
+    return Comparison(what, against, seconds[ours], seconds[other])
+
+
+def peak_bytes(work: Callable[[], object]) -> float:
+    """The most that tensors made by `work` occupy at one time, beyond what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
+    return float(np.cumsum(sizes).max(initial=0))
+
+
+def memory(what: str, against: str, ours: Callable[[], object], other: Callable[[], object]) -> Comparison:
+    return Comparison(what, against, [peak_bytes(ours)], [peak_bytes(other)], unit="B")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a process that reads episodes ahead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
+    """Keeps listings there instead of in the user's cache."""
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder)):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def textured_picture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Noise of every size, as strong as it is coarse, which a JPEG finds about as hard as a photograph: (side, side, 3)."""
+    picture = np.zeros((side, side, 3))
+    for cell in (2, 4, 8, 16, 32, 64):
+        noise = rng.normal(size=(side // cell + 1, side // cell + 1, 3)) * cell**0.7
+        picture += noise.repeat(cell, axis=0).repeat(cell, axis=1)[:side, :side]
+    return (128 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8)
+
+
+def write_videos(split: Path, *, videos_per_class: int, side: int) -> None:
+    rng = np.random.default_rng(0)
+    for label in range(WAY):
+        for video in range(videos_per_class):
+            folder = split / f"class{label}" / f"video{video}"
+            folder.mkdir(parents=True)
+            for frame in range(SEQ_LEN):
+                data = simplejpeg.encode_jpeg(textured_picture(rng, side), quality=90, colorsubsampling="420")
+                (folder / f"{frame + 1:05d}.jpg").write_bytes(data)
+
+
+def read_with_pillow(folders: Sequence[Path], size: int) -> Tensor:
+    """Frames as the TRX-style libraries read them: each a Pillow picture, then a float tensor, then stacked."""
+    rng = np.random.default_rng(0)
+    clips = []
+    for folder in folders:
+        pictures = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jpg"))]
+        scale = size * 8 // 7 / min(pictures[0].size)
+        width, height = (round(side * scale) for side in pictures[0].size)
+        pictures = [p if p.size == (width, height) else p.resize((width, height)) for p in pictures]
+        left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
+        pictures = [picture.crop((left, top, left + size, top + size)) for picture in pictures]
+        if rng.random() < 0.5:
+            pictures = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+        tensors = [torch.from_numpy(np.array(p)).permute(2, 0, 1).contiguous().float().div(255) for p in pictures]
+        clips.append(torch.stack(tensors))
+    return torch.cat(clips)
+
+
+def reading(quick: bool) -> Iterator[Comparison]:
+    """A training episode of 30 videos, 5-way 1-shot with 5 queries a class, into memory."""
+    side, size, queries = (64, 56, 1) if quick else (256, 224, 5)
+    with tempfile.TemporaryDirectory() as folder, cached_in(Path(folder) / "cache"), one_thread():
+        write_videos(Path(folder) / "train", videos_per_class=1 + queries, side=side)
+        folders = sorted((Path(folder) / "train").glob("*/*"))
+        images = [path.read_bytes() for video in folders for path in sorted(video.iterdir())]
+        dataset = VideoDataset(
+            Split.open(folder, "train"),
+            way=WAY,
+            shot=1,
+            queries=queries,
+            seq_len=SEQ_LEN,
+            transform=ClipTransform(size, train=True, flip=True),
+            seed=0,
+        )
+
+        def decode_only() -> None:
+            room = np.empty((side, side, 3), dtype=np.uint8)
+            for image in images:
+                simplejpeg.decode_jpeg(image, buffer=room)
+
+        episode, repetitions = f"episode of {len(images)} frames", 1 if quick else 15
+        yield race(
+            episode, "Pillow and floats", lambda: dataset[0], lambda: read_with_pillow(folders, size), repetitions
+        )
+        yield race(episode, "decoding alone", lambda: dataset[0], decode_only, repetitions)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+# The literal form of a method, by the flags that ask for it: (head, support (N, S, D), labels (N,), target (Q, S, D)) ->
+# logits (Q, K). A method that is listed here is measured.
+LITERAL_FORMS: dict[str, Callable[..., Tensor]] = {
+    "tsn": literal.tsn,
+    "trx": literal.trx,
+    "otam": lambda head, *episode: literal_heads.otam(*episode),
+}
+
+
+def build_head(flags: str) -> CNN_FSHead:
+    """A method on a backbone, with random weights, always the same ones."""
+    torch.manual_seed(0)
+    return run.build_head(run.build_parser().parse_args(["-c", "unused", "--no_pretrained", *flags.split()]))
+
+
+def against_literal_form(flags: str, quick: bool) -> Iterator[Comparison]:
+    """5-way 5-shot with 25 queries, on features as wide as ResNet-50's."""
+    shot, queries, backbone, repetitions = (2, 5, "conv4", 1) if quick else (5, 25, "resnet50", 5)
+    head = build_head(f"--method {flags} --backbone {backbone} --seq_len {SEQ_LEN}").train()
+    features = [
+        torch.randn(clips, SEQ_LEN, head.backbone.feature_dim).relu().requires_grad_()
+        for clips in (WAY * shot, queries)
+    ]
+    labels, target_labels = torch.arange(WAY).repeat(shot), torch.arange(WAY).repeat(queries // WAY)
+
+    def ours() -> Tensor:
+        support, target = (part[None] for part in features)
+        return head.classify_episodes(support, labels[None], target)["logits"][0]
+
+    def other() -> Tensor:
+        return LITERAL_FORMS[flags](head, features[0], labels, features[1])
+
+    def forward(form: Callable[[], Tensor]) -> Callable[[], object]:
+        return torch.no_grad()(form)
+
+    def training(form: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: F.cross_entropy(form(), target_labels).backward()
+
+    method, form = f"{flags} head", "its literal form"
+    yield race(f"{method}, forward", form, forward(ours), forward(other), repetitions)
+    yield race(f"{method}, training", form, training(ours), training(other), repetitions)
+    yield memory(f"{method}, forward, memory", form, forward(ours), forward(other))
+    yield memory(f"{method}, training, memory", form, training(ours), training(other))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole steps
+
+
+@dataclasses.dataclass
+class Episode:
+    """Random frames, uint8 and channels-last as VideoDataset gives them: support (N*T, 3, H, W), target (Q*T, 3, H, W)."""
+
+    support: Tensor
+    labels: Tensor
+    target: Tensor
+    target_labels: Tensor
+
+    @staticmethod
+    def random(queries: int, size: int, seq_len: int) -> Episode:
+        frames = [
+            torch.randint(0, 256, (clips * seq_len, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+            for clips in (WAY, WAY * queries)
+        ]
+        return Episode(frames[0], torch.arange(WAY), frames[1], torch.arange(WAY).repeat(queries))
+
+
+class Step:
+    """What is done with an episode, by run.py with --precision bf16 or plainly.
+
+    Plainly: float32 frames and weights channel by channel, support and query through the backbone one after the other.
+    """
+
+    def __init__(self, *, plain: bool, size: int, seq_len: int) -> None:
+        calls = "--separate_backbone_calls" if plain else ""
+        self.head = build_head(f"--method trx --backbone resnet18 --seq_len {seq_len} {calls}")
+        self.spec = dataclasses.replace(self.head.backbone.input_spec, size=size)
+        self.plain = plain
+        if not plain:
+            run.use_channels_last(self.head)
+        self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.001)
+
+    def logits(self, episode: Episode) -> dict[str, Tensor]:
+        support, target = (self.spec.normalise(frames) for frames in (episode.support, episode.target))
+        if self.plain:
+            support, target = support.contiguous(), target.contiguous()
+        with contextlib.nullcontext() if self.plain else torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.head(support, episode.labels, target)
+
+    def train(self, episode: Episode) -> None:
+        loss = self.head.loss({"target_labels": episode.target_labels}, self.logits(episode))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def test(self, episode: Episode) -> None:
+        with torch.inference_mode():
+            self.logits(episode)
+
+
+def steps(quick: bool, queries: int) -> tuple[Step, Step, Episode]:
+    """Ours, plainly, and an episode for both: ResNet-18 and TRX, 5-way 1-shot."""
+    size, seq_len = (32, 3) if quick else (224, SEQ_LEN)
+    ours, plain = (Step(plain=plain, size=size, seq_len=seq_len) for plain in (False, True))
+    return ours, plain, Episode.random(queries, size, seq_len)
+
+
+def training_step(quick: bool) -> Iterator[Comparison]:
+    """With 5 queries a class; and how much faster bfloat16 is in nothing but a matrix product, for which it was made."""
+    ours, plain, episode = steps(quick, queries=1 if quick else 5)
+    yield race(
+        "training step, bf16 channels-last", "float32, plainly",
+        lambda: ours.train(episode), lambda: plain.train(episode), 1 if quick else 3,
+    )  # fmt: skip
+    yield memory("training step, memory", "float32, plainly", lambda: ours.train(episode), lambda: plain.train(episode))
+    matrix = torch.randn(2, 128, 128) if quick else torch.randn(2, 2048, 2048)
+    halved = matrix.bfloat16()
+    yield race("matrix product, bf16", "in float32", lambda: halved[0] @ halved[1], lambda: matrix[0] @ matrix[1], 5)
+
+
+def test_episode(quick: bool) -> Iterator[Comparison]:
+    """With 1 query a class: from frames, and from features that are stored once the split's videos are encoded."""
+    ours, plain, episode = steps(quick, queries=1)
+    repetitions = 1 if quick else 5
+    for step in (ours, plain):
+        step.head.eval()
+    yield race(
+        "test episode, bf16 channels-last", "float32, plainly",
+        lambda: ours.test(episode), lambda: plain.test(episode), repetitions,
+    )  # fmt: skip
+    episodes, head = run.EPISODES_PER_CALL, plain.head
+    features = [torch.randn(episodes, WAY, head.num_steps, head.backbone.feature_dim).relu() for _ in range(2)]
+    labels = episode.labels.expand(episodes, -1)
+
+    def on_features() -> None:
+        with torch.inference_mode():
+            head.classify_episodes(features[0], labels, features[1])
+
+    def on_frames() -> None:
+        for _ in range(episodes):
+            plain.test(episode)
+
+    yield race(f"{episodes} test episodes, stored features", "float32, plainly", on_features, on_frames, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting up
+
+
+def start_up(quick: bool) -> Iterator[Comparison]:
+    """Opening a split of 100,000 videos that was listed before, and one that was not."""
+    classes, videos = (3, 20) if quick else (100, 1000)
+    yesterday = time.time() - 86400  # a folder that was just changed would not be trusted
+    with tempfile.TemporaryDirectory() as folder:
+        for label in range(classes):
+            for video in range(videos):
+                path = Path(folder) / "train" / f"class{label:03d}" / f"video{video:04d}"
+                path.mkdir(parents=True)
+                (path / "00001.jpg").write_bytes(b"x")
+                os.utime(path, (yesterday, yesterday))
+        fresh_caches = (Path(folder) / f"cache{number}" for number in range(100))
+
+        def open_with(cache: Path) -> None:
+            with cached_in(cache):
+                Split.open(folder, "train")
+
+        yield race(
+            f"opening {classes * videos:,} videos, listed before", "for the first time",
+            lambda: open_with(Path(folder) / "cache"), lambda: open_with(next(fresh_caches)), 1 if quick else 3,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
+    "reading": reading,
+    **{flags: functools.partial(against_literal_form, flags) for flags in LITERAL_FORMS},
+    "training_step": training_step,
+    "test_episode": test_episode,
+    "start_up": start_up,
+}
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return (
+        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, Python {platform.python_version()}"
+    )
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure just these")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one repetition, to see that it runs")
+    return parser.parse_args(argv)
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    print(machine())
+    busy = os.getloadavg()[0]
+    if busy > 0.3 * (os.cpu_count() or 1):
+        print(f"other programs are running (load {busy:.1f}): the figures will be rough")
+    print(
+        "ratio: how many times as fast ours is, or how many times as little memory it takes, median of the pairs of runs\n"
+    )
+    table = [HEADER]
+    for name in args.only:
+        for comparison in SECTIONS[name](args.quick):
+            table.append(comparison.row())
+            print("   ".join(filter(None, comparison.row())), file=sys.stderr)  # the table comes at the end
+    print(f"\n{terminal_table(table, text_columns=(0, 1))}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: benchmark(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
