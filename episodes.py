@@ -89,6 +89,7 @@ def draw_episode(
             rng = episode_rng(seed, split.name, index, STRANGERS_TO_CLASS, label)
             others = [(c, v) for c, videos in enumerate(split.videos) if c != label for v in range(len(videos))]
             strangers[k] = [others[i] for i in rng.permutation(len(others)) if others[i] not in taken]
+            taken.update(strangers[k][:noisy])
     return EpisodePlan(seed, index, labels, candidates, strangers, shot, queries, noisy)
 
 
