@@ -96,9 +96,10 @@ def default_device() -> torch.device:
 
 def use_channels_last(model: torch.nn.Module) -> None:
     """Stores convolution weights channels-last: frames arrive that way, and convolutions are faster on it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
 
 def learning_rate_at(tasks_done: int, args: argparse.Namespace) -> float:
