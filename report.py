@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import re
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",  # equal results give equal bytes
 }
 
+FEW = 16  # classes whose figures have half the page's width
+
 RESULT_COLUMNS = (
     "method", "backbone", "dataset", "split", "way", "shot", "accuracy", "ci95", "class_interval_low",
     "class_interval_high", "calibration_error", "tasks", "queries_per_class", "noisy_support", "seed", "checkpoint",
@@ -125,6 +128,11 @@ def house_style() -> Iterator[None]:
         yield
 
 
+def in_two_lines(name: str) -> str:
+    """A class name in two lines at most."""
+    return textwrap.fill(name, 34, max_lines=2, placeholder=" …")
+
+
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of so many inches with one pair of axes."""
     from matplotlib.figure import Figure
@@ -136,13 +144,15 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 def svg(figure: Figure, description: str) -> str:
     """A figure as SVG to be put in a page: colours of LIGHT become the page's variables of these names."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.05)
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     for name, colour in LIGHT.items():
         drawing = drawing.replace(colour, f"var(--{name})")
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    widest = 108 * figure.get_figwidth()  # pixels: letters of figures are then as large as those of the page
+    head = f'<svg role="img" aria-label="{escape(description)}" style="max-width: {widest:.0f}px"'
+    return drawing.replace("<svg", head, 1)
 
 
 def interval_figure(results: Mapping[str, Any]) -> Figure:
@@ -167,13 +177,15 @@ def class_figure(predictions: Predictions, way: int) -> Figure:
     accuracies = predictions.class_accuracies()
     asked = np.flatnonzero(~np.isnan(accuracies))
     order = asked[np.argsort(accuracies[asked], kind="stable")]
-    figure, axes = new_axes(5.4, 0.75 + 0.24 * len(order))
+    names = [in_two_lines(predictions.classes[c]) for c in order]
+    row = 0.34 if any("\n" in name for name in names) else 0.24
+    figure, axes = new_axes(5.4 if len(order) <= FEW else 9.5, 0.75 + row * len(order))
     axes.barh(range(len(order)), accuracies[order], height=0.66, color=LIGHT["accent"])
     for y, accuracy in enumerate(accuracies[order]):
         axes.text(accuracy + 1, y, f"{accuracy:.0f}", va="center", color=LIGHT["quiet"], fontsize=8)
     mark_chance(axes, way)
     axes.set(xlim=(0, 106), ylim=(-0.6, len(order) - 0.4))
-    axes.set_yticks(range(len(order)), [predictions.classes[c] for c in order])
+    axes.set_yticks(range(len(order)), names)
     percent_axis(axes)
     return figure
 
@@ -185,20 +197,28 @@ def confusion_figure(predictions: Predictions) -> Figure:
     confusion = predictions.confusion()
     asked = np.flatnonzero(confusion.sum(axis=1))
     shares = confusion[np.ix_(asked, asked)] / confusion[asked].sum(axis=1, keepdims=True)
-    names = [predictions.classes[c] for c in asked]
-    side = 1.5 + max(2.6, min(0.5, 0.3 + 2.4 / len(asked)) * len(asked))
-    figure, axes = new_axes(side, side)
+    names = [in_two_lines(predictions.classes[c]) for c in asked]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    numbered = len(asked) > FEW or longest > 20  # names of columns would take more room than the matrix
+    side = max(3.0, min(0.36, 7.6 / len(asked)) * len(asked))
+    figure, axes = new_axes(side + 0.5 + 0.065 * longest, side + (0.5 if numbered else 0.4 + 0.05 * longest))
     # One colour, more or less opaque, is readable on white and on black.
     cells = np.dstack([*(np.full(shares.shape, part) for part in to_rgb(SERIES[0])), shares])
     axes.imshow(cells, interpolation="none", aspect="equal")
-    if len(asked) <= 16:
+    if len(asked) <= 2 * FEW:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
                 colour = "white" if share > 0.6 else LIGHT["ink"]
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="answered", ylabel="true")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    numbers = [str(number) for number in range(1, 1 + len(names))]
+    points = min(9.0, 60 * side / len(asked) / (2 if longest > 20 else 1))
+    if numbered:
+        axes.set_xticks(range(len(names)), numbers, fontsize=points)
+        names = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=points)
+    axes.set_yticks(range(len(names)), names, fontsize=points)
     axes.tick_params(labelcolor=LIGHT["ink"])
     axes.spines[:].set_visible(False)
     return figure
@@ -285,7 +305,7 @@ p { margin: 0.2rem 0; }
 .accuracy { font-size: 3.4rem; font-weight: 700; line-height: 1.1; letter-spacing: -0.03em; white-space: nowrap; }
 .accuracy small { font-size: 1.5rem; font-weight: 400; letter-spacing: 0; color: var(--quiet); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.25rem; }
-.cards > * { margin: 0; padding: 1.1rem 1.25rem; background: var(--panel); border-radius: 12px; min-width: 0;
+.cards > * { margin: 0; padding: 1.1rem 1.25rem; background: var(--panel); border-radius: 12px; min-width: 0; overflow-x: auto;
              break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; margin: 0.8rem auto 0; }
 .wide { grid-column: 1 / -1; }
@@ -299,6 +319,7 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .number:last-child { padding-right: 0; }
 pre { margin: 0.5rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem; line-height: 1.6; }
 details { margin-top: 0.6rem; }
+pre span { display: inline-block; }
 summary { cursor: pointer; color: var(--accent); font-size: 0.9rem; }
 @media print { body { padding: 0; max-width: none; font-size: 11pt; } .cards > * { border: 1px solid var(--line); } }
 """
@@ -365,20 +386,14 @@ def figure_cards(results: Mapping[str, Any], predictions: Predictions) -> Iterat
     """The figures with their captions, as HTML."""
 
     def card(figure: Figure, title: str, caption: str, kind: str = "") -> str:
-        return f"<figure{kind}><h2>{title}</h2><figcaption>{caption}</figcaption>{sized(svg(figure, title))}</figure>\n"
-
-    def sized(drawing: str) -> str:
-        width = re.search(r'width="([\d.]+)pt"', drawing)
-        return (
-            drawing.replace("<svg", f'<svg style="max-width: {float(width[1]) * 1.5:.0f}px"', 1) if width else drawing
-        )
+        return f"<figure{kind}><h2>{title}</h2><figcaption>{caption}</figcaption>{svg(figure, title)}</figure>\n"
 
     sizes = results["sizes"]
     if len(sizes) > 1:
         yield card(sizes_figure(sizes), "Ways and shots", "Accuracy at every tested size, bars are 95 % intervals over "
                    "episodes. The other figures show the first size.")  # fmt: skip
         yield f"<section><h2>All sizes</h2>{sizes_table(sizes)}</section>\n"
-    many = ' class="wide"' if len(predictions.classes) > 40 else ""
+    many = ' class="wide"' if len(np.unique(predictions.true)) > FEW else ""
     yield card(
         class_figure(predictions, results["way"]), "Classes", "Queries of each class that were recognised, %.", many
     )
@@ -418,14 +433,14 @@ def settings_table(results: Mapping[str, Any]) -> str:
         "test": "the best on TEST",
         "nothing": "not chosen among others",
     }[results["selected_on"]]
-    noise = results["noisy_support"]
+    asked, noise = results["queries_per_class"], results["noisy_support"]
     return html_table(
         [
             ("Method", results["method"]),
             ("Backbone", results["backbone"]),
             ("Data", f"{results['dataset']}, split {results['split']} ({results['split_fingerprint']})"),
             ("Episodes", f"{results['tasks']:,} of {results['way']}-way {results['shot']}-shot, "
-                         f"{results['queries_per_class']} queries per class"),
+                         f"{asked} {'query' if asked == 1 else 'queries'} per class"),
             ("Drawn by", results["sealed_episodes"] or f"seed {results['seed']}"),
             ("Fingerprint", results["episodes"]),
             ("Noisy support", f"{noise} of {results['shot']} videos of a class are of others" if noise else "none"),
@@ -447,6 +462,8 @@ def all_settings(run_folder: Path) -> str:
 def made_by(run_folder: Path, results: Mapping[str, Any]) -> str:
     """Versions, the day, and the commands of the run folder."""
     path = run_folder / "command.txt"
-    commands = path.read_text(encoding="utf-8") if path.exists() else ""
+    commands = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    # Each word in a span, so that lines are broken between words and never after the dashes of a flag.
+    lines = (" ".join(f"<span>{escape(word)}</span>" for word in command.split(" ")) for command in commands)
     words = [*(f"{name} {version}" for name, version in results["versions"].items()), time.strftime("%Y-%m-%d")]
-    return f'<p class="quiet">{escape(" · ".join(words))}</p><pre>{escape(commands)}</pre>'
+    return f'<p class="quiet">{escape(" · ".join(words))}</p><pre>{"<br>".join(lines)}</pre>'
