@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import run
-from model.dual_prototypes import Tuples, peer_weights, prototype_cosines, shot_log_weights
+from model.dual_prototypes import peer_weights, prototype_cosines, shot_log_weights
 from model.head import CNN_FSHead
 from model.otam import alignment_cost, best_path
 from model.pal import prototype_centred_loss
 from model.similarity import step_similarities, tuple_similarities
-from model.trx import TupleLinear
+from model.trx import TupleLinear, Tuples
 from tests.oracles import heads as literal
 from utils import UserError
 
@@ -293,6 +293,12 @@ def test_tuples_kept_as_rows_are_the_projected_and_normalised_ones(cardinality):
     torch.testing.assert_close(normed.mix @ normed.rows, norm(linear(steps)), **EXACT)
 
 
+def test_squared_norms_of_tuples_whose_rows_cancel_are_not_negative():
+    rows = torch.randn(64, 1, 7, generator=torch.Generator().manual_seed(0))
+    cancelling = Tuples(torch.ones(64, 1, 3), torch.cat([300 * rows, -200 * rows, -100 * rows], dim=1))
+    assert cancelling.squares().min() >= 0
+
+
 @pytest.mark.parametrize(("shots", "expected"), [(1, 1.0), (2, 0.5)])
 def test_one_or_two_shots_count_the_same(shots, expected):
     values = as_tuples(features(1, 3, shots, 6, 8))
@@ -417,13 +423,18 @@ def test_code_variant_has_as_many_parameters_as_the_published_one(feature_dim, p
     assert sum(p.numel() for p in head.branches.parameters()) + unused == pytest.approx(parameters, rel=1e-3)
 
 
-def test_dual_prototypes_explain_themselves_by_their_shots():
+@pytest.mark.parametrize("variant", ["robust", "code"])
+def test_dual_prototypes_explain_themselves_by_their_shots(variant):
     support, labels, target = episode(SHOTS["unequal"])
-    shown = build("--method", "dual_prototypes").explain(support[None], labels[None], target[None])
+    shown = build("--method", "dual_prototypes", "--dp_variant", variant).explain(
+        support[None], labels[None], target[None]
+    )
     assert {name: tuple(value.shape) for name, value in shown.items()} == {
         "logits": (1, 3, 3), "class_logits": (1, 3, 3), "query_logits": (1, 3, 3), "shot_weights": (1, 3, 4),
     }  # fmt: skip
-    torch.testing.assert_close(shown["shot_weights"].sum(dim=-1), torch.ones(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(shown["shot_weights"].sum(dim=-1), torch.ones(1, 3).to(shown["shot_weights"]))
+    four_shots = shown["shot_weights"][0, 2]
+    assert torch.equal(four_shots, torch.full_like(four_shots, 0.25)) == (variant == "code")
 
 
 def test_dual_prototypes_refuse_tuples_longer_than_the_clip():
