@@ -12,7 +12,8 @@ methods=("$@")
 [ $# -gt 0 ] || methods=(tsn otam trx dual_prototypes)
 
 echo "== Drawing the demo set: 44 made-up actions in pairs that only the order of frames tells apart"
-python data_prep/make_demo_set.py demo --picture demo/classes.png
+mkdir -p runs/quickstart
+python data_prep/make_demo_set.py demo --picture runs/quickstart/classes.png
 
 runs=()
 for method in "${methods[@]}"; do
@@ -30,6 +31,6 @@ echo "== Results on the same 1,000 test episodes of classes that no method was t
 python scripts/compare.py "${runs[@]}" --out runs/quickstart/comparison
 python scripts/plot_log.py "${runs[@]}" -o runs/quickstart/training.png
 echo
-echo "The classes:          demo/classes.png"
+echo "The classes:          runs/quickstart/classes.png"
 echo "Each run's report:    runs/quickstart/METHOD/report.html"
 echo "Training curves:      runs/quickstart/training.png, or: .venv/bin/tensorboard --logdir runs/quickstart"
