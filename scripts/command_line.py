@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
 
 def exit_code(work: Callable[[], None]) -> int:
     """Does the work of a script. A mistake of its user is printed as one sentence, with code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ± or bars gets question marks, not a stack trace
     try:
         work()
     except (UserError, BadVideo) as error:

@@ -127,14 +127,16 @@ def test_figures_follow_the_theme(tmp_path: Path) -> None:
 
 def test_a_checkpoint_chosen_on_test_is_stamped(tmp_path: Path) -> None:
     predictions = predictions_of(["jump", "run"])
-    assert "Chosen on the test split" not in page_of(tmp_path, predictions)
+    for honest in ("val", "nothing"):
+        assert "Chosen on the test split" not in page_of(tmp_path, predictions, selected_on=honest)
     assert "Chosen on the test split" in page_of(tmp_path, predictions, selected_on="test")
 
 
 def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     classes = ["<script>alert(1)</script>", 'Pushing $x_1$ & "co"', "überholen 走る"]
-    page = Page(page_of(tmp_path, predictions_of(classes)))
-    assert "script" not in page.tags
+    page = Page(page_of(tmp_path, predictions_of(classes), dataset="<i>data</i>", method="my<u>.py:Head"))
+    assert not {"script", "i", "u"} & set(page.tags)
+    assert "my<u>.py:Head" in page.text
     for name in classes:
         assert name in page.text
 
