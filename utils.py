@@ -306,7 +306,9 @@ class RunFolder:
 
         if self.writes:
             with writing(self.path / "tensorboard"):
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=tasks_done + 1 if tasks_done else 0)
+                self._board = SummaryWriter(
+                    str(self.path / "tensorboard"), purge_step=tasks_done + 1 if tasks_done else 0
+                )
 
     def flush_board(self) -> None:
         """Brings TensorBoard's points to the disk, so that a kill after a checkpoint loses none from before it."""
