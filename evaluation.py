@@ -104,7 +104,7 @@ class Predictions:
                     ]
                 )
         with atomic_write(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 class Tally:

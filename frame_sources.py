@@ -50,7 +50,7 @@ def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.n
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=room)
         except ValueError:
-            pass  # too little room, or a CMYK JPEG, or a damaged file; Pillow decides
+            pass  # too little room, a form it does not know, or a damaged file; Pillow decides
     return _decode_with_pillow(data, name)
 
 
@@ -58,17 +58,15 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     advice = "extract the video again, or leave it out with --on_bad_video skip"
     if not data:
         raise BadVideo(f"{name} is empty: expected a JPEG or PNG image; {advice}")
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":  # Pillow would cut colours to 8 bits in silence
+        raise BadVideo(f"{name} holds 16-bit samples: expected 8 bits per channel; {advice}")
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.mode.startswith(("I", "F")):
-                raise BadVideo(f"{name} holds {image.mode} samples: expected 8 bits per channel; {advice}")
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise BadVideo(f"{name} is no image that can be read: expected a JPEG or PNG; {advice}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadVideo):
-            raise
         raise BadVideo(f"{name} is damaged ({error}): expected a whole JPEG or PNG; {advice}") from error
 
 

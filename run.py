@@ -83,7 +83,11 @@ def input_spec_of(model: CNN_FSHead, args: argparse.Namespace) -> InputSpec:
 def load_head(path: Path) -> tuple[CNN_FSHead, argparse.Namespace, InputSpec]:
     """The method in a checkpoint, ready to answer: (model in eval mode on this machine's device, its settings, its input)."""
     checkpoint = load_checkpoint(path)
-    args = argparse.Namespace(**checkpoint["args"])
+    saved = checkpoint["args"]
+    parser = build_parser(find_method(saved["method"]))
+    args = argparse.Namespace(
+        **{**vars(parser.parse_args([])), **saved}
+    )  # flags that are newer than it: their defaults
     model = build_head(args, load_pretrained=False)
     load_model_state(model, checkpoint, path)
     use_channels_last(model)
@@ -317,7 +321,7 @@ class Learner:
     def train_task(self, task: dict[str, Any]) -> tuple[float, float]:
         """Forward, backward, and an optimiser step when a batch of tasks is complete. Returns loss and accuracy."""
         args, progress = self.args, self.progress
-        seed_everything(args.seed, task["index"])
+        seed_everything(args.seed, task["index"] + 1)  # 0 would be the stream of the initial weights
         if progress.in_batch == 0:
             progress.batch_size = min(args.tasks_per_batch, args.training_iterations - progress.tasks_done)
         task = self.prepare_task(task)
@@ -503,7 +507,7 @@ class Learner:
         }
         if self.run.writes:
             if (self.run.path / "results.json").exists():
-                for name in ("results.json", "results.csv", "predictions.csv", "report.html"):
+                for name in ("results.csv", "predictions.csv", "report.html", "results.json"):
                     self.run.retire(name)
             first.save(self.run.path / "predictions.csv")
             write_report(self.run.path, results, first)
@@ -541,6 +545,7 @@ class Learner:
             "args": vars(self.args),
             "progress": dataclasses.asdict(self.progress),
             "input_spec": dataclasses.asdict(self.input_spec),
+            "splits": {role: dataset.split.fingerprint for role, dataset in self.datasets.items()},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -555,6 +560,12 @@ class Learner:
         load_model_state(self.model, checkpoint, source)
         if self.args.test_only:
             return
+        for role in checkpoint["splits"].keys() & self.datasets.keys() - {"test"}:
+            if self.datasets[role].split.fingerprint != checkpoint["splits"][role]:
+                raise UserError(
+                    f"the videos of {self.datasets[role].split.root} are not those this run was started on: restore them to go "
+                    "on, or start a new run with another -c"
+                )
         self.progress = Progress(**checkpoint["progress"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])

@@ -284,7 +284,7 @@ def build_parser(
     for name, head in METHODS.items():
         if "add_arguments" in vars(head):
             head.add_arguments(parser.add_argument_group(f"method {name}"))
-    if own_method is not None and "add_arguments" in vars(own_method):
+    if own_method and own_method not in METHODS.values() and "add_arguments" in vars(own_method):
         own_method.add_arguments(parser.add_argument_group(f"method {own_method.__name__}"))
     return parser
 
@@ -334,8 +334,7 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
     given_method = (
         early.method if early.method != first_look.get_default("method") else saved.get("method", early.method)
     )
-    own_method = find_method(given_method) if ":" in given_method else None
-    parser = build_parser(own_method, description=description)
+    parser = build_parser(find_method(given_method), description=description)
     inherited = {name: value for name, value in saved.items() if name not in NOT_INHERITED}
     parser.set_defaults(**inherited)
     args = parser.parse_args(argv)
@@ -429,7 +428,7 @@ def print_list() -> None:
         with torch.device("meta"):
             model = build_head(args)
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
-        print(f"  {name:14}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:16}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
     print("\nbackbones (--backbone): clip, parameters, multiply-accumulates, steps x width of the features")
     for name, cost in figures().items():
         print(

@@ -252,3 +252,15 @@ def test_programs_that_are_killed_while_they_save_and_validate_end_as_if_never_s
     assert kill_once(["-c", folder, "-r", "--num_workers", 2], is_validating)
     assert go_on(folder) == 0
     assert_as_if_never_stopped(folder, unbroken[case])
+
+
+def test_a_data_set_that_has_changed_is_not_gone_on_with(
+    own_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run.main(tiny_run(own_dataset, folder, "--save_freq", 2)) == 0
+    (folder / "results.json").unlink()
+    (own_dataset / "train/jump/jump_000").rename(own_dataset / "train/jump/leap")
+    capsys.readouterr()
+    assert run.main(["-c", str(folder), "-r", "--num_workers", "0"]) == 2
+    assert "are not those this run was started on" in capsys.readouterr().err
