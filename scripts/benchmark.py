@@ -24,6 +24,9 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
+# Read when torch starts its threads. One that waits in a busy loop slows down whatever else wants its core.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import simplejpeg
 import torch
@@ -237,20 +240,12 @@ def against_literal_form(flags: str, quick: bool) -> Iterator[Comparison]:
 
 @dataclasses.dataclass
 class Episode:
-    """Random frames, uint8 and channels-last as VideoDataset gives them: support (N*T, 3, H, W), target (Q*T, 3, H, W)."""
+    """Frames of support (N*T, 3, H, W) and target (Q*T, 3, H, W), and their labels."""
 
     support: Tensor
     labels: Tensor
     target: Tensor
     target_labels: Tensor
-
-    @staticmethod
-    def random(queries: int, size: int, seq_len: int) -> Episode:
-        frames = [
-            torch.randint(0, 256, (clips * seq_len, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-            for clips in (WAY, WAY * queries)
-        ]
-        return Episode(frames[0], torch.arange(WAY), frames[1], torch.arange(WAY).repeat(queries))
 
 
 class Step:
@@ -262,17 +257,28 @@ class Step:
     def __init__(self, *, plain: bool, size: int, seq_len: int) -> None:
         calls = "--separate_backbone_calls" if plain else ""
         self.head = build_head(f"--method trx --backbone resnet18 --seq_len {seq_len} {calls}")
-        self.spec = dataclasses.replace(self.head.backbone.input_spec, size=size)
-        self.plain = plain
+        self.size, self.seq_len, self.plain = size, seq_len, plain
         if not plain:
             run.use_channels_last(self.head)
         self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.001)
 
-    def logits(self, episode: Episode) -> dict[str, Tensor]:
-        support, target = (self.spec.normalise(frames) for frames in (episode.support, episode.target))
+    def random_episode(self, queries: int) -> Episode:
+        """As it is read: uint8 and channels-last, as VideoDataset gives it; plainly, float32 and channel by channel."""
+        support, target = (
+            torch.randint(0, 256, (clips * self.seq_len, 3, self.size, self.size), dtype=torch.uint8).contiguous(
+                memory_format=torch.channels_last
+            )
+            for clips in (WAY, WAY * queries)
+        )
         if self.plain:
-            support, target = support.contiguous(), target.contiguous()
-        with contextlib.nullcontext() if self.plain else torch.autocast("cpu", dtype=torch.bfloat16):
+            support, target = (frames.contiguous().float().div(255) for frames in (support, target))
+        return Episode(support, torch.arange(WAY), target, torch.arange(WAY).repeat(queries))
+
+    def logits(self, episode: Episode) -> dict[str, Tensor]:
+        if self.plain:
+            return self.head(episode.support, episode.labels, episode.target)
+        support, target = map(self.head.backbone.input_spec.normalise, (episode.support, episode.target))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.head(support, episode.labels, target)
 
     def train(self, episode: Episode) -> None:
@@ -286,21 +292,19 @@ class Step:
             self.logits(episode)
 
 
-def steps(quick: bool, queries: int) -> tuple[Step, Step, Episode]:
-    """Ours, plainly, and an episode for both: ResNet-18 and TRX, 5-way 1-shot."""
+def steps(quick: bool) -> tuple[Step, Step]:
+    """Ours and plainly: TRX on ResNet-18, 5-way 1-shot."""
     size, seq_len = (32, 3) if quick else (224, SEQ_LEN)
     ours, plain = (Step(plain=plain, size=size, seq_len=seq_len) for plain in (False, True))
-    return ours, plain, Episode.random(queries, size, seq_len)
+    return ours, plain
 
 
 def training_step(quick: bool) -> Iterator[Comparison]:
     """With 5 queries a class; and how much faster bfloat16 is in nothing but a matrix product, for which it was made."""
-    ours, plain, episode = steps(quick, queries=1 if quick else 5)
-    yield race(
-        "training step, bf16 channels-last", "float32, plainly",
-        lambda: ours.train(episode), lambda: plain.train(episode), 1 if quick else 3,
-    )  # fmt: skip
-    yield memory("training step, memory", "float32, plainly", lambda: ours.train(episode), lambda: plain.train(episode))
+    against, queries = "float32, plainly", 1 if quick else 5
+    ours, plain = (functools.partial(step.train, step.random_episode(queries)) for step in steps(quick))
+    yield race("training step, bf16 channels-last", against, ours, plain, 1 if quick else 3)
+    yield memory("training step, memory", against, ours, plain)
     matrix = torch.randn(2, 128, 128) if quick else torch.randn(2, 2048, 2048)
     halved = matrix.bfloat16()
     yield race("matrix product, bf16", "in float32", lambda: halved[0] @ halved[1], lambda: matrix[0] @ matrix[1], 5)
@@ -308,17 +312,15 @@ def training_step(quick: bool) -> Iterator[Comparison]:
 
 def test_episode(quick: bool) -> Iterator[Comparison]:
     """With 1 query a class: from frames, and from features that are stored once the split's videos are encoded."""
-    ours, plain, episode = steps(quick, queries=1)
-    repetitions = 1 if quick else 5
+    against = "float32, plainly"
+    ours, plain = steps(quick)
     for step in (ours, plain):
         step.head.eval()
-    yield race(
-        "test episode, bf16 channels-last", "float32, plainly",
-        lambda: ours.test(episode), lambda: plain.test(episode), repetitions,
-    )  # fmt: skip
+    ours_call, plain_call = (functools.partial(step.test, step.random_episode(queries=1)) for step in (ours, plain))
+    yield race("test episode, bf16 channels-last", against, ours_call, plain_call, 1 if quick else 5)
     episodes, head = run.EPISODES_PER_CALL, plain.head
     features = [torch.randn(episodes, WAY, head.num_steps, head.backbone.feature_dim).relu() for _ in range(2)]
-    labels = episode.labels.expand(episodes, -1)
+    labels = torch.arange(WAY).expand(episodes, -1)
 
     def on_features() -> None:
         with torch.inference_mode():
@@ -326,9 +328,9 @@ def test_episode(quick: bool) -> Iterator[Comparison]:
 
     def on_frames() -> None:
         for _ in range(episodes):
-            plain.test(episode)
+            plain_call()
 
-    yield race(f"{episodes} test episodes, stored features", "float32, plainly", on_features, on_frames, 1)
+    yield race(f"{episodes} test episodes, stored features", against, on_features, on_frames, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
