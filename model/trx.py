@@ -142,7 +142,7 @@ def squared_distances(mix: Tensor, values: Tuples, queries: Tuples) -> Tensor:
 class TemporalCrossTransformer(nn.Module):
     """TRX for tuples of one cardinality: a prototype of each class for each query, made of the tuples that match it.
 
-    Equations 1 to 7 of Perrett et al., CVPR 2021.
+    Perrett et al., CVPR 2021, section 3.
     """
 
     def __init__(self, step_width: int, out_width: int, cardinality: int, num_steps: int, dropout: float) -> None:
