@@ -101,11 +101,11 @@ def test_trx_tells_a_clip_from_its_reverse():
 
 def test_distances_are_never_negative():
     """A query that is its own prototype has distance 0, which rounding must not turn below."""
-    rows = 100 * features(1, 1, 1, 4, 64, dtype=torch.float32)
-    values, queries = Tuples(torch.eye(4).expand(1, 1, 1, 4, 4), rows), Tuples(torch.eye(4)[None, None], rows[:, 0])
-    own = rearrange(torch.eye(4), "t r -> 1 1 1 t 1 r")
-    distances = squared_distances(own, values, queries)
-    assert distances.shape == (1, 1, 1, 4)
+    mix, rows = features(20, 6, dtype=torch.float32), features(6, 64, dtype=torch.float32)
+    values = Tuples(mix[None, None, None], rows[None, None, None])
+    queries = Tuples(mix[None, None], rows[None, None])
+    distances = squared_distances(rearrange(mix, "t r -> 1 1 1 t 1 r"), values, queries)
+    assert distances.shape == (1, 1, 1, 20)
     assert distances.min() >= 0
     assert distances.max() < 1e-5 * queries.squares().max()
 
