@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 import run
@@ -100,11 +100,12 @@ def test_trx_tells_a_clip_from_its_reverse():
 
 
 def test_distances_are_never_negative():
-    """A query that is its own prototype has distance 0, which rounding must not turn below."""
+    """Queries that are their own prototypes have distance 0, which rounding must not turn below."""
     mix, rows = features(20, 6, dtype=torch.float32), features(6, 64, dtype=torch.float32)
-    values = Tuples(mix[None, None, None], rows[None, None, None])
+    same_shots = Tuples(repeat(mix, "t r -> 1 1 2 t r"), repeat(rows, "r e -> 1 1 2 r e"))
     queries = Tuples(mix[None, None], rows[None, None])
-    distances = squared_distances(rearrange(mix, "t r -> 1 1 1 t 1 r"), values, queries)
+    own = torch.einsum("j,tr->tjr", torch.tensor([0.3, 0.7]), mix)
+    distances = squared_distances(rearrange(own, "t j r -> 1 1 1 t j r"), same_shots, queries)
     assert distances.shape == (1, 1, 1, 20)
     assert distances.min() >= 0
     assert distances.max() < 1e-5 * queries.squares().max()
