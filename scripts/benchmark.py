@@ -37,7 +37,8 @@ from torch import Tensor
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run
-from model import CNN_FSHead
+from model import CNN_DualPrototypes, CNN_FSHead
+from model.otam import alignment_cost
 from scripts.command_line import Row, exit_code, new_parser, terminal_table
 from tests.oracles import heads as literal_heads
 from tests.oracles import trx_tsn as literal
@@ -189,12 +190,27 @@ def reading(quick: bool) -> Iterator[Comparison]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads
 
-# The literal form of a method, by the flags that ask for it: (head, support (N, S, D), labels (N,), target (Q, S, D)) ->
-# logits (Q, K). A method that is listed here is measured.
-LITERAL_FORMS: dict[str, Callable[..., Tensor]] = {
-    "tsn": literal.tsn,
-    "trx": literal.trx,
-    "otam": lambda head, *episode: literal_heads.otam(*episode),
+
+def dual_prototypes_literally(head: CNN_DualPrototypes, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    branches = [literal_heads.dual_prototypes_code(branch, support, labels, target) for branch in head.branches]
+    return torch.stack(branches).mean(dim=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteralForm:
+    """A method by its flags, and its literal form: (head, support (N, S, D), labels (N,), target (Q, S, D)) -> (Q, K)."""
+
+    flags: str
+    logits: Callable[..., Tensor]
+    repetitions: int = 5
+
+
+# A method that is listed here is measured.
+LITERAL_FORMS = {
+    "tsn": LiteralForm("tsn", literal.tsn),
+    "trx": LiteralForm("trx", literal.trx),
+    "otam": LiteralForm("otam", lambda head, *episode: literal_heads.otam(*episode)),
+    "dual_prototypes": LiteralForm("dual_prototypes --dp_variant code", dual_prototypes_literally, repetitions=1),
 }
 
 
@@ -204,10 +220,11 @@ def build_head(flags: str) -> CNN_FSHead:
     return run.build_head(run.build_parser().parse_args(["-c", "unused", "--no_pretrained", *flags.split()]))
 
 
-def against_literal_form(flags: str, quick: bool) -> Iterator[Comparison]:
+def against_literal_form(literal_form: LiteralForm, quick: bool) -> Iterator[Comparison]:
     """5-way 5-shot with 25 queries, on features as wide as ResNet-50's."""
-    shot, queries, backbone, repetitions = (2, 5, "conv4", 1) if quick else (5, 25, "resnet50", 5)
-    head = build_head(f"--method {flags} --backbone {backbone} --seq_len {SEQ_LEN}").train()
+    shot, queries, backbone = (2, 5, "conv4") if quick else (5, 25, "resnet50")
+    repetitions = 1 if quick else literal_form.repetitions
+    head = build_head(f"--method {literal_form.flags} --backbone {backbone} --seq_len {SEQ_LEN}").train()
     features = [
         torch.randn(clips, SEQ_LEN, head.backbone.feature_dim).relu().requires_grad_()
         for clips in (WAY * shot, queries)
@@ -219,7 +236,7 @@ def against_literal_form(flags: str, quick: bool) -> Iterator[Comparison]:
         return head.classify_episodes(support, labels[None], target)["logits"][0]
 
     def other() -> Tensor:
-        return LITERAL_FORMS[flags](head, features[0], labels, features[1])
+        return literal_form.logits(head, features[0], labels, features[1])
 
     def forward(form: Callable[[], Tensor]) -> Callable[[], object]:
         return torch.no_grad()(form)
@@ -227,11 +244,24 @@ def against_literal_form(flags: str, quick: bool) -> Iterator[Comparison]:
     def training(form: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: F.cross_entropy(form(), target_labels).backward()
 
-    method, form = f"{flags} head", "its literal form"
+    method, form = f"{literal_form.flags.split()[0]} head", "its literal form"
     yield race(f"{method}, forward", form, forward(ours), forward(other), repetitions)
     yield race(f"{method}, training", form, training(ours), training(other), repetitions)
     yield memory(f"{method}, forward, memory", form, forward(ours), forward(other))
     yield memory(f"{method}, training, memory", form, training(ours), training(other))
+
+
+def alignment(quick: bool) -> Iterator[Comparison]:
+    """OTAM's scan alone, of 25 queries with 25 support videos both ways, at 8 and 16 steps."""
+
+    def train(form: Callable[[Tensor, float], Tensor], costs: Tensor) -> None:
+        form(costs, 0.1).sum().backward()
+
+    for steps in (3,) if quick else (8, 16):
+        costs = torch.rand(2, 25, 25, steps, steps, requires_grad=True)
+        ours = functools.partial(train, alignment_cost, costs)
+        other = functools.partial(train, literal_heads.otam_cell_by_cell, costs)
+        yield race(f"alignment of {steps} steps, training", "cell by cell", ours, other, 1 if quick else 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,7 +395,8 @@ def start_up(quick: bool) -> Iterator[Comparison]:
 
 SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
     "reading": reading,
-    **{flags: functools.partial(against_literal_form, flags) for flags in LITERAL_FORMS},
+    **{name: functools.partial(against_literal_form, form) for name, form in LITERAL_FORMS.items()},
+    "alignment": alignment,
     "training_step": training_step,
     "test_episode": test_episode,
     "start_up": start_up,
