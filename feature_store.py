@@ -48,8 +48,16 @@ def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDatase
         "sampling": dataset.sampling,
         "root": os.path.realpath(dataset.split.root),
         "split": dataset.split.fingerprint,
+        "modified": modification_times(dataset.split),
         **settings,
     }
+
+
+def modification_times(split: Split) -> str:
+    """A hash of when each video was last changed: one that was extracted anew under its old name has a new time."""
+    places = ((label, video) for label, videos in enumerate(split.videos) for video in range(len(videos)))
+    paths = [split.root] if split.format == "lmdb" else [split.path(*place) for place in places]
+    return hashlib.sha256(np.array([os.stat(path).st_mtime_ns for path in paths]).tobytes()).hexdigest()
 
 
 class FeatureStore:

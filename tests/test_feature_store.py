@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,9 @@ def test_a_changed_data_set_is_another_key(own_dataset: Path) -> None:
 
     before = key()
     assert key() == before
+    os.utime(own_dataset / "val/clap/clap_001", ns=(1, 1))
+    assert key() != before
+    before = key()
     (own_dataset / "val/clap/clap_000").rename(own_dataset / "val/clap/clap_100")
     assert key() != before
 
