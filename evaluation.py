@@ -10,6 +10,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -108,23 +109,28 @@ class Predictions:
 
 
 class Tally:
-    """Collects the answers of a test, episode by episode."""
+    """Collects the answers of a test. `answers` holds them by the number of their first episode: those of several
+    processes are put together by updating one with the others."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)
-        self._answers: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]] = []
+        self.answers: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]] = {}
         self.right = self.asked = 0
 
-    def add(self, logits: Tensor, true: Tensor, class_list: Tensor, videos: list[list[str]]) -> None:
-        """logits (B, Q, K), true class numbers (B, Q), the class number of each logit (B, K), and B lists of Q names."""
+    def add(self, logits: Tensor, call: dict[str, Any]) -> None:
+        """Logits (B, Q, K) of episodes, of which `call` holds "index" (B,), "real_target_labels" (B, Q), the class number
+        of each logit as "batch_class_list" (B, K), and "target_videos", B lists of Q names."""
+        true = call["real_target_labels"]
         confidence, answer = logits.float().softmax(dim=-1).max(dim=-1)
-        predicted = class_list.gather(1, answer)
-        self._answers.append((true.cpu().numpy(), predicted.cpu().numpy(), confidence.cpu().numpy(), videos))
+        predicted = call["batch_class_list"].gather(1, answer)
+        self.answers[int(call["index"][0])] = (
+            true.cpu().numpy(), predicted.cpu().numpy(), confidence.cpu().numpy(), call["target_videos"],
+        )  # fmt: skip
         self.right += int((predicted == true).sum())
         self.asked += true.numel()
 
     def predictions(self) -> Predictions:
-        true, predicted, confidence, videos = zip(*self._answers, strict=True)
+        true, predicted, confidence, videos = zip(*(self.answers[i] for i in sorted(self.answers)), strict=True)
         return Predictions(
             self.classes,
             np.concatenate(true),

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from episodes import Drawn, EpisodePlan
 from frame_sources import BadVideo
+from processes import Batch
 from transforms import InputSpec
-from utils import UserError, write_json
+from utils import UserError, start_reader, write_json
 from video_reader import VideoDataset
 from video_split import Split
 
@@ -137,6 +138,7 @@ class FeatureStore:
             batch_size=clips_per_call,
             collate_fn=list,
             num_workers=num_workers,
+            worker_init_fn=start_reader,
             generator=torch.Generator(),
         )
         bar = tqdm(total=len(unknown), desc=f"encode {dataset.split.name}", unit="video", disable=None, leave=False)
@@ -153,6 +155,17 @@ class FeatureStore:
             done += len(clips)
             bar.update(len(clips))
         bar.close()
+
+    def take_up(self, bad: Sequence[dict[int, str]]) -> None:
+        """After several processes have each encoded some rows: takes up what they wrote, and what they could not read."""
+        if len(bad) > 1:
+            # Opened anew, since a network file system shows what others wrote only then.
+            os.fsync(self._file)
+            self._features = np.memmap(self.folder / "features.f32", dtype=np.float32, mode="r", shape=self.shape)
+            self.known = np.frombuffer(self._known_path.read_bytes(), dtype=np.uint8).copy()
+        for messages in bad:
+            self.bad.update(messages)
+        self.known[list(self.bad)] = BAD
 
     def close(self, *, keep: bool) -> None:
         """Lets go of the files; without `keep` they are removed."""
@@ -183,30 +196,42 @@ class _Clips:
 
 
 def stored_episodes(
-    store: FeatureStore, dataset: VideoDataset, indices: range, encode: Callable[[list[int]], None], per_call: int
+    store: FeatureStore, dataset: VideoDataset, batches: Sequence[Batch], encode: Callable[[list[int]], None]
 ) -> Iterator[dict[str, Any]]:
-    """Tasks `indices` on features, `per_call` at a time: dicts as a VideoDataset's with B in front.
+    """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
-    that are needed and not known, for many tasks at once.
+    that are needed and not known, for many tasks at once, and for the tasks of all processes, so that they can share it.
     """
-    for start in range(indices.start, indices.stop, TASKS_PLANNED_AHEAD):
-        plans = [dataset.plan(index) for index in range(start, min(start + TASKS_PLANNED_AHEAD, indices.stop))]
-        filled = filled_episodes(store, dataset, plans, encode)
-        for first in range(0, len(plans), per_call):
-            batch = plans[first : first + per_call]
-            support, target, bad_videos = zip(*filled[first : first + per_call], strict=True)
+    for ahead in _planned_ahead(batches):
+        tasks = [index for batch in ahead for index in batch.tasks]
+        plans = {index: dataset.plan(index) for index in tasks}
+        filled = dict(zip(tasks, filled_episodes(store, dataset, list(plans.values()), encode), strict=True))
+        for call in (call for batch in ahead for call in batch.own_calls):
+            support, target, bad_videos = zip(*(filled[index] for index in call), strict=True)
             yield {
-                "index": batch[0].index,
+                "index": list(call),
                 "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
                 "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
                 "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
                 "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
                 "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),
-                "batch_class_list": torch.tensor([plan.labels for plan in batch]),
+                "batch_class_list": torch.tensor([plans[index].labels for index in call]),
                 "target_videos": [[dataset.split.video_name(d.label, d.video) for d in videos] for videos in target],
                 "bad_videos": [message for messages in bad_videos for message in messages],
             }
+
+
+def _planned_ahead(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """Whole batches, as many at a time as have TASKS_PLANNED_AHEAD tasks."""
+    ahead: list[Batch] = []
+    for batch in batches:
+        ahead.append(batch)
+        if batch.tasks.stop - ahead[0].tasks.start >= TASKS_PLANNED_AHEAD:
+            yield ahead
+            ahead = []
+    if ahead:
+        yield ahead
 
 
 def filled_episodes(

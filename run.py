@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
 from episodes import episodes_fingerprint, seal_episodes, unseal_episodes
 from evaluation import Predictions, Tally
 from feature_store import FeatureStore, fingerprint, stored_episodes
-from frame_sources import BadVideo
-from model import CNN_FSHead
+from model import CNN_FSHead, distribute
+from processes import Batch, Processes, RunningStatistics, synchronise_batch_norms
 from report import write_report
 from settings import (
     BEST,
@@ -46,6 +47,18 @@ from settings import (
     find_method,
     parse_args,
     print_list,
+    resumed_if_restarted,
+)
+from training import (
+    StepProfile,
+    Steps,
+    Terminated,
+    Termination,
+    autocast,
+    default_device,
+    exit_code_of,
+    use_channels_last,
+    use_tf32,
 )
 from transforms import ClipTransform, InputSpec
 from utils import (
@@ -98,18 +111,6 @@ def load_head(path: Path) -> tuple[CNN_FSHead, argparse.Namespace, InputSpec]:
     return model.to(default_device()).eval(), args, input_spec_of(model, args)
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_channels_last(model: torch.nn.Module) -> None:
-    """Stores convolution weights channels-last: frames arrive that way, and convolutions are faster on it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in model.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
-
-
 def learning_rate_at(tasks_done: int, args: argparse.Namespace) -> float:
     """The base rate, divided by ten at every milestone of --sch that has passed."""
     return args.learning_rate * 0.1 ** sum(tasks_done >= milestone for milestone in args.sch)
@@ -129,9 +130,9 @@ def build_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.o
     return optimizer(parameters, lr=args.learning_rate, weight_decay=args.weight_decay)
 
 
-def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Share of the queries (..., Q) whose largest logit (..., Q, K) is their label's."""
-    return int((logits.argmax(dim=-1) == labels).sum()) / labels.numel()
+def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the queries (..., Q) whose largest logit (..., Q, K) is their label's, as a tensor."""
+    return (logits.argmax(dim=-1) == labels).float().mean()
 
 
 def episode_picture(task: dict[str, Any], clips: int = 6) -> Tensor:
@@ -148,43 +149,107 @@ def episode_picture(task: dict[str, Any], clips: int = 6) -> Tensor:
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: all of it is in every checkpoint. Counters count finished tasks."""
+    """Where a run stands: all of it is in every checkpoint, which is written between optimiser steps."""
 
     tasks_done: int = 0
-    in_batch: int = 0  # tasks whose gradients wait for the next optimiser step
-    batch_size: int = 0  # tasks that step will be the mean of
     window: list[list[float]] = dataclasses.field(default_factory=list)  # [loss, accuracy] of tasks since the last row
     validations: list[list[float]] = dataclasses.field(default_factory=list)  # [tasks_done, accuracy, ci95]
+    validation_due: bool = False  # the next thing to do
     best_accuracy: float = -1.0
     best_tasks: int = 0
     rows_size: int = 0  # bytes of log.csv that belong to these tasks
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process has to say about its part of a batch."""
+
+    results: list[list[list[float]]]  # of each call, of each task: [loss, accuracy]
+    statistics: list[Any]  # what each call adds to running statistics
+    bad_videos: set[str]
+    terminated: bool
+    data_seconds: float
+    compute_seconds: float
+
+
+def together(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several tasks of a VideoDataset as one, with B in front of tensors and lists; frames stay channels-last."""
+    merged: dict[str, Any] = {"bad_videos": [message for task in tasks for message in task["bad_videos"]]}
+    for name in tasks[0].keys() - {"bad_videos"}:
+        values = [task[name] for task in tasks]
+        if name in {"support_set", "target_set"}:
+            pixels = torch.stack([rearrange(value, "f c h w -> f h w c") for value in values])
+            merged[name] = rearrange(pixels, "b f h w c -> b f c h w")
+        else:
+            merged[name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    return merged
+
+
+def part(values: dict[str, Any], place: int) -> dict[str, Any]:
+    """One task of several that are together."""
+    return {name: value[place] for name, value in values.items() if isinstance(value, Tensor)}
+
+
 class Learner:
     """Trains, validates and tests one method as `args` say, in the run folder."""
 
-    def __init__(self, args: argparse.Namespace, run: RunFolder) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        run: RunFolder,
+        processes: Processes | None = None,
+        termination: Termination | None = None,
+    ) -> None:
         self.args = args
         self.run = run
-        self.device = default_device()
+        self.processes = processes or Processes()
+        self.termination = termination or Termination()
+        self.device = self.processes.device
         self.ways_test = args.way_test or [args.way]
         self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
         self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
+        self.seconds = np.zeros(2)  # spent on data and on computing since the last row
         self.checkpoint = self.starting_checkpoint()
 
         seed_everything(args.seed)
-        self.model = build_head(args, load_pretrained=self.checkpoint is None)
-        self.input_spec = input_spec_of(self.model, args)
-        use_channels_last(self.model)
-        self.model.to(self.device)
-        if args.num_gpus > 1:
-            self.model.distribute_model()
+        use_tf32(not args.no_tf32)
+        self.model = self.build_model()
         self.datasets = self.open_datasets()
-        self.optimizer = build_optimizer(self.model, args)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
+        self.steps = Steps(build_optimizer(self.model, args), self.processes, precision=args.precision)
         if self.checkpoint is not None:
             self.restore(self.checkpoint)
+        self.processes.align(self.model)
+
+    def build_model(self) -> CNN_FSHead:
+        """The method, where and how it will be used."""
+        args = self.args
+        model = build_head(args, load_pretrained=self.checkpoint is None)
+        if args.tasks_per_call > 1 and not model.takes_episodes:
+            raise UserError(
+                f"--tasks_per_call is {args.tasks_per_call}, but {args.method} takes one episode at a time: leave it out"
+            )
+        self.input_spec = input_spec_of(model, args)
+        use_channels_last(model)
+        model.to(self.device)
+        if args.num_gpus > 1:
+            distribute(model)
+        if args.bn == "sync":
+            self.check_equal_shares()
+            synchronise_batch_norms(model)
+        if args.compile:
+            model.backbone.compile_passes()
+        return model
+
+    def check_equal_shares(self) -> None:
+        """Processes whose batch norms wait for each other must make the same number of calls."""
+        args, at_once = self.args, self.processes.size * self.args.tasks_per_call
+        for name in ("tasks_per_batch", "training_iterations"):
+            if getattr(args, name) % at_once:
+                raise UserError(
+                    f"--{name} is {getattr(args, name)}: with --bn sync on {self.processes.size} processes, "
+                    f"{args.tasks_per_call} task(s) per call, expected a multiple of {at_once}"
+                )
 
     # Data ------------------------------------------------------------------------------------------------------------
 
@@ -253,108 +318,160 @@ class Learner:
 
     def prepare_task(self, task: dict[str, Any]) -> dict[str, Any]:
         """Moves a task to the device; frames travel as uint8 and become normalised floats there."""
-        for message in set(task["bad_videos"]) - self.left_out:
-            self.run.log(f"left out: {message}")
-            self.left_out.add(message)
         moved = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in task.items()}
         for frames in {"support_set", "target_set"} & moved.keys():
             moved[frames] = self.input_spec.normalise(moved[frames])
         return moved
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+        return autocast(self.device, self.args.precision)
+
+    def leave_out(self, messages: Iterable[str]) -> None:
+        """Logs what was found out about videos that cannot be read, once."""
+        for message in sorted(set(messages) - self.left_out):
+            self.run.log(f"left out: {message}")
+            self.left_out.add(message)
+
+    def bar(self, total: int, what: str, **options: Any) -> tqdm[Any]:
+        """A progress bar of the first process, where there is a terminal."""
+        return tqdm(total=total, desc=what, unit="task", disable=None if self.run.writes else True, **options)
 
     # Training --------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         args, progress = self.args, self.progress
+        self.model.train()
+        if progress.validation_due:
+            self.validate()
         if progress.tasks_done >= args.training_iterations or self.out_of_patience():
             return
-        self.model.train()
-        tasks = self.training_tasks()
-        bar = tqdm(total=args.training_iterations, initial=progress.tasks_done, desc="train", unit="task", disable=None)
-        waiting_since, data_seconds, compute_seconds = time.perf_counter(), 0.0, 0.0
-        for task in tasks:
-            arrived = time.perf_counter()
-            data_seconds += arrived - waiting_since
-            if progress.tasks_done == 0:
-                self.run.picture(0, "first training episode", episode_picture(self.datasets["train"][0]))
-            loss, accuracy = self.train_task(task)
-            progress.window.append([loss, accuracy])
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.0f}%", refresh=False)
-            compute_seconds += time.perf_counter() - arrived
+        if progress.tasks_done == 0:
+            self.run.picture(0, "first training episode", episode_picture(self.datasets["train"][0]))
+        left = range(progress.tasks_done, args.training_iterations)
+        batches = list(self.processes.deal(left, args.tasks_per_batch, args.tasks_per_call))
+        calls = self.training_calls(batches)
+        profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
+        with self.bar(args.training_iterations, "train", initial=progress.tasks_done) as bar:
+            for batch in batches:
+                with self.termination.deferred():
+                    with profile.around_step():
+                        results = self.train_batch(batch, calls)
+                    self.take_note(results, bar)
+                    self.save_if_due(batch.tasks)
+                self.stop_if_asked()
+                if profile.is_new:
+                    self.run.log(f"profile of one step in {profile.folder}:\n{profile.table}")
+                if progress.validation_due:
+                    self.validate()
+                if self.out_of_patience():
+                    self.run.log(f"no new best in {args.patience} validations: stopped at {progress.tasks_done} tasks")
+                    break
 
-            is_last = progress.tasks_done == args.training_iterations
-            if is_time(progress.tasks_done, args.print_freq) or is_last:
-                self.log_window(data_seconds, compute_seconds)
-                data_seconds = compute_seconds = 0.0
-            if progress.tasks_done in args.val_iters:
-                self.validate()
-            elif is_time(progress.tasks_done, args.save_freq):
-                self.save(LATEST)
-            waiting_since = time.perf_counter()
-            if self.out_of_patience():
-                self.run.log(f"no new best in {args.patience} validations: stopped at {progress.tasks_done} tasks")
-                break
-        bar.close()
-
-    def training_tasks(self) -> Iterator[dict[str, Any]]:
-        """The tasks that are left: on stored features where the backbone is frozen, else on frames."""
-        dataset, left = self.datasets["train"], range(self.progress.tasks_done, self.args.training_iterations)
+    def training_calls(self, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        """The calls of this process: on stored features where the backbone is frozen, else on frames."""
+        dataset = self.datasets["train"]
         if not self.args.freeze_backbone:
-            yield from read_episodes(dataset, left, self.args.num_workers)
+            yield from self.calls_on_frames(dataset, batches)
             return
         with self.feature_store(dataset) as store:
             self.model.train()
             if store is None:
-                yield from read_episodes(dataset, left, self.args.num_workers)
+                yield from self.calls_on_frames(dataset, batches)
             else:
-                yield from stored_episodes(store, dataset, left, self.encoder(store, dataset), per_call=1)
+                yield from stored_episodes(store, dataset, batches, self.encoder(store, dataset))
 
-    def answer(self, task: dict[str, Any]) -> dict[str, Tensor]:
-        """What the model says of a task, be it on frames or on stored features."""
-        if "support_features" in task:
-            return self.model.classify_episodes(
-                task["support_features"], task["support_labels"], task["target_features"]
+    def calls_on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        calls = [call for batch in batches for call in batch.own_calls]
+        tasks = read_episodes(dataset, [index for call in calls for index in call], self.args.num_workers)
+        for call in calls:
+            yield together([next(tasks) for _ in call])
+
+    def answer(self, call: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """What the model says of each task of a call, be it on frames or on stored features."""
+        if "support_features" in call:
+            outputs = self.model.classify_episodes(
+                call["support_features"], call["support_labels"], call["target_features"]
             )
-        with self.autocast():
-            return self.model(task["support_set"], task["support_labels"], task["target_set"])
+        else:
+            images = (call["support_set"], call["support_labels"], call["target_set"])
+            with self.autocast():
+                if len(call["target_labels"]) == 1:
+                    return [self.model(*(image[0] for image in images))]
+                outputs = self.model(*images)
+        return [part(outputs, place) for place in range(len(call["target_labels"]))]
 
-    def train_task(self, task: dict[str, Any]) -> tuple[float, float]:
-        """Forward, backward, and an optimiser step when a batch of tasks is complete. Returns loss and accuracy."""
-        args, progress = self.args, self.progress
-        seed_everything(args.seed, task["index"] + 1)  # 0 would be the stream of the initial weights
-        if progress.in_batch == 0:
-            progress.batch_size = min(args.tasks_per_batch, args.training_iterations - progress.tasks_done)
-        task = self.prepare_task(task)
-        outputs = self.answer(task)
-        with self.autocast():
-            loss = self.model.loss(task, outputs)
-        if not torch.isfinite(loss):
-            names = [self.datasets["train"].split.classes[label] for label in task["batch_class_list"].flatten()]
-            raise UserError(
-                f"the loss became {float(loss.detach())} in training task {task['index']} (classes {', '.join(names)}): lower "
-                "--learning_rate or use --precision fp32; the last checkpoint is kept"
-            )
-        self.scaler.scale(loss / progress.batch_size).backward()
-        progress.tasks_done += 1
-        progress.in_batch += 1
-        if progress.in_batch == progress.batch_size:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(progress.tasks_done - 1, args)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            progress.in_batch = 0
-        return float(loss.detach()), accuracy_of(outputs["logits"], task["target_labels"])
+    def train_batch(self, batch: Batch, calls: Iterator[dict[str, Any]]) -> list[list[float]]:
+        """One optimiser step on the mean gradient of a batch's tasks. Returns [loss, accuracy] of each, in order."""
+        started, data_seconds = time.perf_counter(), 0.0
+        statistics = RunningStatistics(self.model) if self.processes.size > 1 else None
+        outcomes, bad_videos = [], set()
+        for own in batch.own_calls:
+            waiting_since = time.perf_counter()
+            call = next(calls)
+            data_seconds += time.perf_counter() - waiting_since
+            bad_videos.update(call["bad_videos"])
+            seed_everything(self.args.seed, own.start + 1)  # 0 would be the stream of the initial weights
+            with statistics.collect() if statistics else contextlib.nullcontext():
+                outcomes.append(self.train_call(self.prepare_task(call), len(batch.tasks)))
+        results = [outcome.tolist() for outcome in outcomes]  # the device is waited for here, not after each task
+        share = Share(
+            results=results,
+            statistics=statistics.passes if statistics else [],
+            bad_videos=bad_videos,
+            terminated=self.termination.asked,
+            data_seconds=data_seconds,
+            compute_seconds=time.perf_counter() - started - data_seconds,
+        )
+        shares = self.processes.gather(share)
+        self.leave_out(message for share in shares for message in share.bad_videos)
+        self.termination.asked = any(share.terminated for share in shares)
+        self.seconds += np.mean([(share.data_seconds, share.compute_seconds) for share in shares], axis=0)
+        in_order = self.processes.in_order([share.results for share in shares])
+        tasks = [result for call in in_order for result in call]
+        self.check_finite(batch, tasks)
+        if statistics:
+            statistics.merge(self.processes.in_order([share.statistics for share in shares]))
+        self.steps.take(learning_rate_at(batch.tasks.stop - 1, self.args))
+        return tasks
 
-    def log_window(self, data_seconds: float, compute_seconds: float) -> None:
+    def train_call(self, call: dict[str, Any], batch_size: int) -> Tensor:
+        """Forward and backward of some tasks. Returns [loss, accuracy] of each, on the device."""
+        tasks = [part(call, place) for place in range(len(call["target_labels"]))]
+        answers = self.answer(call)
+        with self.autocast():
+            losses = torch.stack([self.model.loss(task, answer) for task, answer in zip(tasks, answers, strict=True)])
+        self.steps.backward(losses.sum() / batch_size)
+        accuracies = [accuracy_of(a["logits"], task["target_labels"]) for task, a in zip(tasks, answers, strict=True)]
+        return torch.stack([losses.detach().float(), torch.stack(accuracies)], dim=1)
+
+    def check_finite(self, batch: Batch, results: Sequence[Sequence[float]]) -> None:
+        """Raises UserError that names the first task whose loss is no number."""
+        for index, (loss, _) in zip(batch.tasks, results, strict=True):
+            if not math.isfinite(loss):
+                dataset = self.datasets["train"]
+                names = ", ".join(dataset.split.classes[label] for label in dataset.plan(index).labels)
+                raise UserError(
+                    f"the loss became {loss} in training task {index} (classes {names}): lower --learning_rate or use "
+                    "--precision fp32; the last checkpoint is kept"
+                )
+
+    def take_note(self, results: Sequence[list[float]], bar: tqdm[Any]) -> None:
+        """Counts finished tasks and writes the rows that are due."""
+        for loss, accuracy in results:
+            self.progress.tasks_done += 1
+            self.progress.window.append([loss, accuracy])
+            is_last = self.progress.tasks_done == self.args.training_iterations
+            if is_time(self.progress.tasks_done, self.args.print_freq) or is_last:
+                self.log_window()
+        bar.update(len(results))
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{100 * accuracy:.0f}%", refresh=False)
+
+    def log_window(self) -> None:
         """A row for the tasks since the last one."""
         progress, args = self.progress, self.args
         loss, accuracy = (float(mean) for mean in np.mean(progress.window, axis=0))
-        seen = len(progress.window)
+        data_seconds, compute_seconds = self.seconds / len(progress.window)
+        self.seconds[:] = 0
         progress.window.clear()
         rate = learning_rate_at(progress.tasks_done - 1, args)
         self.run.row(
@@ -362,12 +479,27 @@ class Learner:
         )
         self.run.log(
             f"task {progress.tasks_done}/{args.training_iterations}  loss {loss:.4f}  accuracy {100 * accuracy:.2f} %  "
-            f"{data_seconds / seen:.3f} s data + {compute_seconds / seen:.3f} s compute per task"
+            f"{data_seconds:.3f} s data + {compute_seconds:.3f} s compute per task"
         )
         self.run.scalars(
             progress.tasks_done, train__loss=loss, train__accuracy=100 * accuracy, train__learning_rate=rate,
-            seconds_per_task__data=data_seconds / seen, seconds_per_task__compute=compute_seconds / seen,
+            seconds_per_task__data=data_seconds, seconds_per_task__compute=compute_seconds,
         )  # fmt: skip
+
+    def save_if_due(self, tasks: range) -> None:
+        """Saves after a batch in which a save became due, or when the machine is wanted for something else.
+
+        Not before a validation, which saves when it is done: a run that is killed in it does it again.
+        """
+        frequency = self.args.save_freq
+        is_due = frequency > 0 and tasks.stop // frequency > tasks.start // frequency
+        self.progress.validation_due = any(tasks.start < wanted <= tasks.stop for wanted in self.args.val_iters)
+        if self.termination.asked or (is_due and not self.progress.validation_due):
+            self.save(LATEST)
+
+    def stop_if_asked(self) -> None:
+        if self.termination.asked:
+            raise Terminated
 
     def out_of_patience(self) -> bool:
         later = [tasks for tasks, *_ in self.progress.validations if tasks > self.progress.best_tasks]
@@ -376,46 +508,43 @@ class Learner:
     # Evaluation ------------------------------------------------------------------------------------------------------
 
     def evaluate(self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None) -> Predictions:
-        """Answers the first `num_tasks` episodes: from stored features, or from their frames if there is no store."""
+        """Answers the first `num_tasks` episodes, each process its share, and puts the answers together."""
         self.model.eval()
-        tally = Tally(dataset.split.classes)
-        bar = tqdm(total=num_tasks, desc=dataset.split.name, unit="task", disable=None, leave=False)
-        answers = (
-            self.direct_answers(dataset, num_tasks) if store is None else self.stored_answers(dataset, num_tasks, store)
-        )
-        with torch.inference_mode():
-            for logits, task in answers:
-                tally.add(logits.cpu(), task["real_target_labels"], task["batch_class_list"], task["target_videos"])
-                bar.update(len(logits))
+        tally, bad_videos = Tally(dataset.split.classes), set()
+        with self.bar(num_tasks, dataset.split.name, leave=False) as bar, torch.inference_mode():
+            for logits, call in self.answers(dataset, num_tasks, store):
+                bad_videos.update(call["bad_videos"])
+                tally.add(logits.cpu(), call)
+                bar.update(len(logits) * self.processes.size)
                 bar.set_postfix(accuracy=f"{100 * tally.right / tally.asked:.1f}%", refresh=False)
-        bar.close()
+        for answers, messages in self.processes.gather((tally.answers, bad_videos)):
+            tally.answers.update(answers)
+            self.leave_out(messages)
         self.model.train()
         return tally.predictions()
 
-    def direct_answers(self, dataset: VideoDataset, num_tasks: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Logits (1, Q, K) of one episode after the other, from its frames."""
-        for raw in read_episodes(dataset, range(num_tasks), self.args.num_workers):
-            task = self.prepare_task(raw)
-            yield (
-                self.answer(task)["logits"][None],
-                {
-                    "real_target_labels": raw["real_target_labels"][None],
-                    "batch_class_list": raw["batch_class_list"][None],
-                    "target_videos": [raw["target_videos"]],
-                },
-            )
-
-    def stored_answers(
-        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore
+    def answers(
+        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
     ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Logits (B, Q, K) of many episodes at once, from stored features."""
-        encode = self.encoder(store, dataset)
-        for task in stored_episodes(store, dataset, range(num_tasks), encode, EPISODES_PER_CALL):
-            yield self.answer(self.prepare_task(task))["logits"], task
+        """Logits (B, Q, K) of this process's calls: from stored features, or from frames if there is no store."""
+        per_call = 1 if store is None else EPISODES_PER_CALL
+        batches = list(self.processes.deal(range(num_tasks), per_call * self.processes.size, per_call))
+        if store is None:
+            calls = self.calls_on_frames(dataset, batches)
+        else:
+            calls = stored_episodes(store, dataset, batches, self.encoder(store, dataset))
+        for call in calls:
+            yield torch.stack([answer["logits"] for answer in self.answer(self.prepare_task(call))]), call
 
     def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], None]:
-        """What fills rows of a store."""
-        return partial(store.encode, dataset=dataset, features_of=self.features_of, num_workers=self.args.num_workers)
+        """What fills rows of a store, each process its share of them."""
+
+        def encode(rows: list[int]) -> None:
+            own = self.processes.share(sorted(rows))
+            store.encode(own, dataset, self.features_of, num_workers=self.args.num_workers)
+            store.take_up(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
+
+        return encode
 
     def features_of(self, clips: Tensor) -> Tensor:
         """uint8 clips (N, T, 3, H, W) -> what the head reads of each: (N, S, D), or maps (N, D, S, h, w)."""
@@ -433,7 +562,12 @@ class Learner:
         shape = self.features_of(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
         settings = {"reads": self.model.reads, "precision": self.args.precision, "device": self.device.type}
         key = fingerprint(self.model.backbone, self.input_spec, dataset, **settings)
-        store = FeatureStore(Path(self.args.features or self.run.path / "features"), key, dataset.split, shape)
+        parent = Path(self.args.features or self.run.path / "features")
+        if not self.processes.is_first:
+            self.processes.meet()  # the first makes its files
+        store = FeatureStore(parent, key, dataset.split, shape)
+        if self.processes.is_first:
+            self.processes.meet()
         try:
             yield store
         except (Exception, KeyboardInterrupt):
@@ -441,13 +575,25 @@ class Learner:
             raise
         except GeneratorExit:
             pass  # training ended before its tasks did
-        store.close(keep=self.args.features is not None)
+        self.processes.meet()  # nobody reads any more
+        store.close(keep=self.args.features is not None or not self.processes.is_first)
 
     def validate(self) -> None:
         """Validates, keeps the model if it is the best so far, and saves."""
         progress, split = self.progress, self.datasets["val"].split.name
-        with self.feature_store(self.datasets["val"]) as store:
-            predictions = self.evaluate(self.datasets["val"], self.args.num_val_tasks, store)
+        try:
+            with self.feature_store(self.datasets["val"]) as store:
+                predictions = self.evaluate(self.datasets["val"], self.args.num_val_tasks, store)
+        except Terminated:
+            self.save(LATEST)
+            raise
+        progress.validation_due = False
+        with self.termination.deferred():
+            self.take_validation(split, predictions)
+        self.stop_if_asked()
+
+    def take_validation(self, split: str, predictions: Predictions) -> None:
+        progress = self.progress
         accuracy, ci95 = accuracy_interval(predictions.episode_accuracies)
         progress.validations.append([progress.tasks_done, accuracy, ci95])
         is_best = accuracy > progress.best_accuracy
@@ -551,9 +697,7 @@ class Learner:
             "input_spec": dataclasses.asdict(self.input_spec),
             "splits": {role: dataset.split.fingerprint for role, dataset in self.datasets.items()},
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "gradients": [p.grad for p in self.model.parameters()] if self.progress.in_batch else [],
+            **self.steps.state_dict(),
         }
         if self.run.writes:
             save_checkpoint(self.run.path / name, content)
@@ -571,10 +715,7 @@ class Learner:
                     "on, or start a new run with another -c"
                 )
         self.progress = Progress(**checkpoint["progress"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        for parameter, gradient in zip(self.model.parameters(), checkpoint["gradients"]):  # noqa: B905  [] between batches
-            parameter.grad = None if gradient is None else gradient.to(parameter)
+        self.steps.load_state_dict(checkpoint)
         self.run.rewind_rows(self.progress.rows_size)
         self.run.log(f"going on after {self.progress.tasks_done} tasks")
 
@@ -597,8 +738,12 @@ class Learner:
         self.train()
         self.save(LATEST)
         self.save(FINAL)
+        self.processes.meet()  # the files that a test needs are there
         self.test(find_checkpoint(self.run.path, args.test_model_name))
-        shutil.rmtree(self.run.path / "features", ignore_errors=True)  # what an interrupted validation may have left
+        if self.run.writes:
+            shutil.rmtree(
+                self.run.path / "features", ignore_errors=True
+            )  # what an interrupted validation may have left
 
     def is_finished(self) -> bool:
         reached_end = self.progress.tasks_done >= self.args.training_iterations or self.out_of_patience()
@@ -606,28 +751,27 @@ class Learner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    run = None
-    try:
-        args = parse_args(argv, description=__doc__)
-        if args.list:
-            print_list()
-            return 0
-        adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
-        run = RunFolder(args.checkpoint_dir, resume=args.resume_from_checkpoint or adds_test)
-        learner = Learner(args, run)
-        run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
-        learner.learn()
-        return 0
-    except (UserError, BadVideo) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; go on from the last checkpoint with -r", file=sys.stderr)
-        return 130
-    finally:
-        if run is not None:
-            run.close()
+    argv = resumed_if_restarted(list(sys.argv[1:] if argv is None else argv))
+    rank = int(os.environ.get("RANK", 0))
+    with contextlib.ExitStack() as closing:
+
+        def program() -> None:
+            args = parse_args(argv, description=__doc__)
+            if args.list:
+                print_list()
+                return
+            adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
+            run = RunFolder(args.checkpoint_dir, resume=args.resume_from_checkpoint or adds_test, writes=rank == 0)
+            closing.callback(run.close)
+            processes = Processes(args.timeout)
+            closing.callback(processes.close)
+            termination = Termination()
+            closing.enter_context(termination)
+            learner = Learner(args, run, processes, termination)
+            run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
+            learner.learn()
+
+        return exit_code_of(program, rank)
 
 
 if __name__ == "__main__":

@@ -62,12 +62,14 @@ LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_fin
 MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "checkpoint_dir", "dataset", "format", "num_workers", "num_gpus", "print_freq", "save_freq",
     "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test",
-    "test_model_name", "patience", "on_bad_video", "episodes", "direct", "features",
+    "test_model_name", "patience", "on_bad_video", "episodes", "direct", "features", "checkpoint_activations",
+    "frames_per_call", "compile", "profile", "timeout",
 }  # fmt: skip
 
 # What a run or test that goes on from another does not take from it: where it runs, and what it was asked to do.
 NOT_INHERITED = {
     "checkpoint_dir", "resume_from_checkpoint", "test_only", "test_model_name", "list", "num_workers", "num_gpus",
+    "profile", "timeout",
 }  # fmt: skip
 
 
@@ -142,13 +144,44 @@ def build_parser(
     group.add_argument(
         "--save_freq", type=int, default=5000, help="save checkpoint.pt every so many tasks; 0: never between"
     )
-    group.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
-                       help="processes that read episodes ahead; 0 reads in the main process")  # fmt: skip
-    group.add_argument("--num_gpus", type=int, default=1, help="GPUs to spread the backbone over, by whole clips")
+    group.add_argument(
+        "--num_workers", type=int, default=min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+        help="processes that read episodes ahead, for each process of the job; 0 reads in the process itself",
+    )  # fmt: skip
+    group.add_argument(
+        "--timeout", type=float, default=600,
+        help="seconds that a process of a torchrun job waits for the others, before the run ends and names them",
+    )  # fmt: skip
+    group.add_argument("--profile", action="store_true", help="profile the second optimiser step, into profile/ of -c")
+
+    group = parser.add_argument_group("speed and memory")
     group.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
         help="of the backbone; heads compute in float32. bf16 is several times faster where the hardware has it",
     )  # fmt: skip
+    group.add_argument(
+        "--no_tf32", action="store_true", help="on GPUs multiply float32 in full precision, several times slower"
+    )
+    group.add_argument("--num_gpus", type=int, default=1,
+                       help="GPUs of this one process to spread the backbone over, by whole clips; see torchrun")  # fmt: skip
+    group.add_argument(
+        "--checkpoint_activations", action="store_true",
+        help="keep only the input of each block of the backbone and compute the rest again in the backward pass: same "
+        "results, a third more time, a fraction of the memory",
+    )  # fmt: skip
+    group.add_argument(
+        "--frames_per_call", type=int, default=0,
+        help="pass no more frames than these through the backbone at a time, whole clips, at least one; needs --bn frozen "
+        "in training. With --checkpoint_activations only one portion's activations exist at a time. 0: all at once",
+    )  # fmt: skip
+    group.add_argument(
+        "--tasks_per_call", type=int, default=1,
+        help="training tasks that pass through the model together: faster on small inputs; batch norms in training then "
+        "take their statistics over all of them",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true", help="have torch.compile translate the backbone, which takes a minute"
+    )
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="data/ssv2small", help="folder with {train,val,test}/<class>/<video>/*.jpg")
@@ -229,8 +262,9 @@ def build_parser(
         help="over an episode's queries; sum with the rate of the TRX authors equals mean with 25 times that rate",
     )  # fmt: skip
     group.add_argument(
-        "--bn", choices=["train", "frozen"], default="train",
-        help="batch norms of the backbone: batch statistics in training, or the stored ones throughout",
+        "--bn", choices=["train", "frozen", "sync"], default="train",
+        help="batch norms of the backbone: statistics of each call's clips in training; the stored ones throughout; or "
+        "those of the clips of all processes of a torchrun job",
     )  # fmt: skip
     group.add_argument(
         "--freeze_backbone",
@@ -301,6 +335,20 @@ def find_method(name: str) -> type[CNN_FSHead]:
     return head
 
 
+def resumed_if_restarted(argv: list[str]) -> list[str]:
+    """The command line of a process that torchrun has started, which gives the same one to every start.
+
+    After a restart the run goes on: -r is added. A first start with -r, of a run that is not there yet, begins it.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return argv
+    given, _ = build_parser(add_help=False).parse_known_args(argv)
+    exists = given.checkpoint_dir is not None and (Path(given.checkpoint_dir) / "args.json").exists()
+    if exists and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not given.test_only:
+        return [*argv, "-r"]
+    return argv if exists else [flag for flag in argv if flag not in ("-r", "--resume_from_checkpoint")]
+
+
 def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags.
 
@@ -367,7 +415,7 @@ def check_args(args: argparse.Namespace) -> None:
     find_method(args.method)
     at_least_one = (
         "seq_len", "way", "shot", "query_per_class", "query_per_class_test", "tasks_per_batch", "num_val_tasks",
-        "num_test_tasks", "print_freq", "num_gpus", "img_size", "way_test", "shot_test",
+        "num_test_tasks", "print_freq", "num_gpus", "img_size", "way_test", "shot_test", "tasks_per_call",
     )  # fmt: skip
     at_least_zero = (
         "training_iterations",
@@ -378,6 +426,7 @@ def check_args(args: argparse.Namespace) -> None:
         "momentum",
         "weight_decay",
         "noisy_support",
+        "frames_per_call",
     )
     for least, names in ((1, at_least_one), (0, at_least_zero)):
         for name in names:
@@ -387,6 +436,8 @@ def check_args(args: argparse.Namespace) -> None:
                     raise UserError(f"--{name} is {value}: expected {least} or more")
     if not args.learning_rate > 0:
         raise UserError(f"--learning_rate is {args.learning_rate}: expected a positive number")
+    if not args.timeout > 0:
+        raise UserError(f"--timeout is {args.timeout}: expected a positive number of seconds")
     if args.no_pretrained and args.pretrained_backbone:
         raise UserError("--no_pretrained and --pretrained_backbone contradict each other: give one of them")
     if args.momentum and args.opt != "sgd":
@@ -397,7 +448,22 @@ def check_args(args: argparse.Namespace) -> None:
         will_validate = any(0 < tasks <= args.training_iterations for tasks in args.val_iters)
         if args.test_model_name not in {LATEST, FINAL, *([BEST] if will_validate else [])}:
             find_checkpoint(Path(args.checkpoint_dir), args.test_model_name)
+    if args.frames_per_call and args.bn != "frozen" and args.training_iterations and not args.test_only:
+        raise UserError(
+            "--frames_per_call changes what batch norms in training take their statistics over: add --bn frozen, or leave "
+            "it out"
+        )
+    if args.compile and args.checkpoint_activations:
+        raise UserError("--compile cannot translate what --checkpoint_activations computes again: give one of them")
+    if args.tasks_per_batch % args.tasks_per_call:
+        raise UserError(
+            f"--tasks_per_call is {args.tasks_per_call}: expected a divisor of --tasks_per_batch {args.tasks_per_batch}"
+        )
     available = torch.cuda.device_count()
+    if args.num_gpus > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            "--num_gpus spreads one process over GPUs, torchrun gives each process one GPU: use one of them"
+        )
     if args.num_gpus > max(1, available):
         raise UserError(f"--num_gpus is {args.num_gpus}, but this machine has {available}: lower it")
     if args.img_size is not None and args.img_size < 16:

@@ -13,6 +13,7 @@ import pickle
 import platform
 import random
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -74,6 +75,14 @@ def seed_everything(*key: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def start_reader(worker: int) -> None:
+    """What a data loader's worker process does first."""
+    # One thread: the parallelism is in the workers, and their threads would fight over the same cores.
+    torch.set_num_threads(1)
+    # A scheduler that takes the machine away signals all processes, but the training one has a last step to make.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

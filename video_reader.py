@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from episodes import PIXELS, Drawn, EpisodePlan, draw_episode, episode_rng, fill_episode
 from frame_sources import BadVideo
 from transforms import ClipTransform
-from utils import UserError
+from utils import UserError, start_reader
 from video_split import Split
 
 SAMPLINGS = ("linspace", "segment", "jittered")
@@ -179,9 +179,6 @@ class _Caught:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> dict[str, Any] | BadVideo:
-        # One thread per worker: the parallelism is in the workers, and their threads would fight over the same cores.
-        if torch.utils.data.get_worker_info() is not None:
-            torch.set_num_threads(1)
         try:
             return self.dataset[index]
         except BadVideo as error:
@@ -195,6 +192,7 @@ def read_episodes(dataset: VideoDataset, indices: Sequence[int], num_workers: in
         batch_size=None,
         sampler=indices,
         num_workers=num_workers,
+        worker_init_fn=start_reader,
         pin_memory=torch.cuda.is_available(),
     )
     for item in loader:

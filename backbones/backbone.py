@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import count
 
+import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from backbones.passes import ClipPass
 from transforms import InputSpec
 from utils import UserError, unknown_name
 
@@ -24,13 +26,14 @@ class Backbone(nn.Module):
     Attributes: `feature_dim` is D. `input_spec` says what the frames must be like. `seq_len` is T of the clips that
     come flattened, as the TRX-style libraries pass them: frames (N*T, 3, H, W) -> (N*S, D, 1, 1). `frames_per_step` is
     how many neighbouring frames the network wants of every segment of a video: 1, unless it looks at short motion
-    (LSNet, TDN).
+    (LSNet, TDN). `clip_pass` is the way in which its owner lets clips go through it.
     """
 
     feature_dim: int
     input_spec: InputSpec
     seq_len: int
     frames_per_step: int = 1
+    clip_pass: ClipPass = ClipPass()
 
     def __init__(self, *, feature_dim: int, input_spec: InputSpec, seq_len: int) -> None:
         super().__init__()
@@ -50,11 +53,17 @@ class Backbone(nn.Module):
         """Clips (N, T, 3, H, W) -> (N, S, D): the maps' mean over space."""
         return reduce(self.feature_maps(clips), "n d s h w -> n s d", "mean")
 
-    def forward(self, clips: Tensor) -> Tensor:
-        if clips.ndim == 5:
-            return self.features(clips)
-        features = self.features(rearrange(clips, "(n t) c h w -> n t c h w", t=self.seq_len))
-        return rearrange(features, "n s d -> (n s) d 1 1")
+    def forward(self, clips: Tensor, *, maps: bool = False) -> Tensor:
+        """Clips -> `features`, or with `maps` their `feature_maps`, by way of `clip_pass`."""
+        if clips.ndim == 4:
+            features = self(rearrange(clips, "(n t) c h w -> n t c h w", t=self.seq_len))
+            return rearrange(features, "n s d -> (n s) d 1 1")
+        return self.clip_pass(self, self.feature_maps if maps else self.features, clips)
+
+    def compile_passes(self) -> None:
+        """Has torch.compile make faster forms of `features` and `feature_maps`; names of weights stay as they are."""
+        for name in ("features", "feature_maps"):
+            setattr(self, name, torch.compile(getattr(self, name)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

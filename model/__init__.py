@@ -8,7 +8,7 @@ S feature steps, D feature width, W tuple cardinality, M tuples of a video, E wi
 
 from model.cmn import CNN_CMN
 from model.dual_prototypes import CNN_DualPrototypes
-from model.head import CNN_FSHead
+from model.head import CNN_FSHead, distribute
 from model.otam import CNN_OTAM
 from model.pal import CNN_PAL
 from model.similarity import (
@@ -44,4 +44,5 @@ __all__ = [
     "CNN_Max",
     "CNN_Mean",
     "CNN_Similarity",
+    "distribute",
 ]

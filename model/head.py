@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backbones import Backbone, build_backbone
+from backbones.passes import ClipPass, recompute_blocks
 
 
 class CNN_FSHead(nn.Module):
@@ -40,7 +42,12 @@ class CNN_FSHead(nn.Module):
             pretrained=args.pretrained_backbone or not args.no_pretrained,
             **args.backbone_options,
         )
-        self.spread_backbone: list[nn.Module] = [self.backbone]
+        self.backbone.clip_pass = ClipPass(
+            frames_per_call=args.frames_per_call,
+            recompute_portions=bool(args.frames_per_call) and args.checkpoint_activations,
+        )
+        if args.checkpoint_activations and not args.frames_per_call:
+            recompute_blocks(self.backbone)
         self.num_steps = self.backbone.num_steps(args.seq_len)
         self.separate_backbone_calls = args.separate_backbone_calls
         self.freeze_batch_norm = args.bn == "frozen"
@@ -63,9 +70,14 @@ class CNN_FSHead(nn.Module):
             and own.get_feats is CNN_FSHead.get_feats
         )
 
+    @property
+    def takes_episodes(self) -> bool:
+        """Whether `forward` takes several episodes at once."""
+        return type(self).forward is CNN_FSHead.forward
+
     def encode(self, clips: Tensor) -> Tensor:
         """Clips (N, T, 3, H, W) -> what `classify` reads of each: steps (N, S, D), or maps (N, D, S, h, w)."""
-        return self.backbone.feature_maps(clips) if self.reads == "maps" else self.spread_backbone[0](clips)
+        return self.backbone(clips, maps=self.reads == "maps")
 
     def get_feats(self, support_images: Tensor, target_images: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (..., N*T, 3, H, W) and (..., Q*T, 3, H, W) -> features (..., N, S, D) and (..., Q, S, D).
@@ -119,14 +131,16 @@ class CNN_FSHead(nn.Module):
         losses = F.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), reduction="none").reshape(labels.shape)
         return losses.mean() if self.loss_reduction == "mean" else losses.sum(dim=-1).mean()
 
-    def distribute_model(self) -> None:
+    def distribute_model(self, devices: Sequence[torch.device] = ()) -> None:
         """Spreads the backbone over `--num_gpus` GPUs by whole clips; the rest of the method stays on the first.
 
         Called once after the model was moved to the first GPU; override it to place more of a method. The names of saved
-        weights do not change, so that a checkpoint loads on any number of GPUs.
+        weights do not change, so that a checkpoint loads on any number of GPUs. devices: others than the GPUs, the first
+        of them the model's. Outputs and gradients are those of one device, but for batch norms that are being trained:
+        each device takes statistics over its own clips, and the first one's are kept.
         """
-        # In a list, so that the wrapper is no submodule and does not change the names of the weights.
-        self.spread_backbone = [nn.DataParallel(self.backbone, device_ids=list(range(self.args.num_gpus)))]
+        gpus = [torch.device("cuda", number) for number in range(self.args.num_gpus)]
+        self.backbone.clip_pass.devices = list(devices) or gpus
 
     def train(self, mode: bool = True) -> CNN_FSHead:
         """As nn.Module.train; with `--bn frozen` the backbone's batch norms keep their stored statistics, with
@@ -139,6 +153,20 @@ class CNN_FSHead(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+
+def distribute(head: CNN_FSHead) -> None:
+    """Calls a method's `distribute_model`, and undoes what would change the names of its weights.
+
+    Methods of the TRX-style libraries wrap their backbone in DataParallel there, which cuts clips apart and renames the
+    weights: theirs is spread as any other's.
+    """
+    head.distribute_model()
+    for name, part in list(head.named_children()):
+        if isinstance(part, nn.DataParallel):
+            setattr(head, name, part.module)
+            if name == "backbone":
+                CNN_FSHead.distribute_model(head)
 
 
 def group_by_class(support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

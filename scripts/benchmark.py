@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                      everything; a quarter of an hour on 2 cores
     python scripts/benchmark.py --only reading trx   some of it
+    python scripts/benchmark.py --memory             what a training task takes per setting, and which GPU that fits
     python scripts/benchmark.py --quick              tiny sizes, to see that it runs; the figures mean nothing
 
 Seconds depend on the machine, ratios much less: in every row both ways run in turn, in one process, and the ratio is taken
@@ -16,6 +17,8 @@ import dataclasses
 import functools
 import os
 import platform
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,8 +43,11 @@ import run
 from model import CNN_DualPrototypes, CNN_FSHead
 from model.otam import alignment_cost
 from scripts.command_line import Row, exit_code, new_parser, terminal_table
+from scripts.memory import HEADER as MEMORY_HEADER
+from scripts.memory import memory_rows
 from tests.oracles import heads as literal_heads
 from tests.oracles import trx_tsn as literal
+from training import autocast, default_device, use_channels_last
 from transforms import ClipTransform
 from video_reader import VideoDataset
 from video_split import Split
@@ -279,17 +285,20 @@ class Episode:
 
 
 class Step:
-    """What is done with an episode, by run.py with --precision bf16 or plainly.
+    """What is done with an episode, by run.py with --precision bf16 or plainly, on a GPU where there is one.
 
     Plainly: float32 frames and weights channel by channel, support and query through the backbone one after the other.
     """
+
+    device = default_device()
 
     def __init__(self, *, plain: bool, size: int, seq_len: int) -> None:
         calls = "--separate_backbone_calls" if plain else ""
         self.head = build_head(f"--method trx --backbone resnet18 --seq_len {seq_len} {calls}")
         self.size, self.seq_len, self.plain = size, seq_len, plain
         if not plain:
-            run.use_channels_last(self.head)
+            use_channels_last(self.head)
+        self.head.to(self.device)
         self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.001)
 
     def random_episode(self, queries: int) -> Episode:
@@ -302,13 +311,14 @@ class Step:
         )
         if self.plain:
             support, target = (frames.contiguous().float().div(255) for frames in (support, target))
-        return Episode(support, torch.arange(WAY), target, torch.arange(WAY).repeat(queries))
+        parts = (support, torch.arange(WAY), target, torch.arange(WAY).repeat(queries))
+        return Episode(*(part.to(self.device) for part in parts))
 
     def logits(self, episode: Episode) -> dict[str, Tensor]:
         if self.plain:
             return self.head(episode.support, episode.labels, episode.target)
         support, target = map(self.head.backbone.input_spec.normalise, (episode.support, episode.target))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(self.device, "bf16"):
             return self.head(support, episode.labels, target)
 
     def train(self, episode: Episode) -> None:
@@ -316,10 +326,16 @@ class Step:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def test(self, episode: Episode) -> None:
         with torch.inference_mode():
             self.logits(episode)
+        self.wait()
 
 
 def steps(quick: bool) -> tuple[Step, Step]:
@@ -390,6 +406,36 @@ def start_up(quick: bool) -> Iterator[Comparison]:
         )  # fmt: skip
 
 
+def seconds_per_task(launcher: Sequence[str], dataset: Path, flags: str) -> float:
+    """Of a training by run.py, by its own last row, which leaves out the start."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*launcher, "run.py", "-c", f"{folder}/run", "--dataset", str(dataset), *flags.split()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=Path(run.__file__).parent, env=environment, check=True, capture_output=True)
+        rows = re.findall(r"([\d.]+) s data \+ ([\d.]+) s compute", Path(f"{folder}/run/log.txt").read_text())
+    return sum(map(float, rows[-1]))
+
+
+def two_processes(quick: bool) -> Iterator[Comparison]:
+    """Training by torchrun with two processes of one thread each, beside one process of one thread."""
+    size, tasks = (32, 4) if quick else (112, 16)
+    flags = (
+        f"--method trx --backbone {'conv4' if quick else 'resnet18'} --no_pretrained --shot 1 -qpc 2 --img_size {size} "
+        f"-i {2 * tasks} --tasks_per_batch {tasks // 2} --print_freq {tasks} --val_iters 9999 --num_test_tasks 1 "
+        "--num_workers 0 --save_freq 0"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with tempfile.TemporaryDirectory() as folder, cached_in(Path(folder) / "cache"):
+        for split in ("train", "test"):
+            write_videos(Path(folder) / "data" / split, videos_per_class=4, side=size)
+        seconds = [
+            [seconds_per_task(launcher, Path(folder) / "data", flags) for launcher in (torchrun, [sys.executable])]
+            for _ in range(1 if quick else 3)
+        ]
+    ours, other = map(list, zip(*seconds, strict=True))
+    yield Comparison("training task, 2 processes", "1 process, 1 thread", ours, other)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The program
 
@@ -400,6 +446,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
     "training_step": training_step,
     "test_episode": test_episode,
     "start_up": start_up,
+    "two_processes": two_processes,
 }
 
 
@@ -409,15 +456,17 @@ def machine() -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
         f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, Python {platform.python_version()}"
+        f"{torch.backends.cpu.get_cpu_capability()}, {gpu}torch {torch.__version__}, Python {platform.python_version()}"
     )
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure just these")
+    parser.add_argument("--memory", action="store_true", help="nothing but the memory of a training task, per setting")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one repetition, to see that it runs")
     return parser.parse_args(argv)
 
@@ -427,6 +476,10 @@ def benchmark(args: argparse.Namespace) -> None:
     busy = os.getloadavg()[0]
     if busy > 0.3 * (os.cpu_count() or 1):
         print(f"other programs are running (load {busy:.1f}): the figures will be rough")
+    if args.memory:
+        rows = [list(MEMORY_HEADER), *memory_rows(peak_bytes, quick=args.quick)]
+        print(f"\n{terminal_table(rows, text_columns=(0, 2))}")
+        return
     print(
         "ratio: how many times as fast ours is, or how many times as little memory it takes, median of the pairs of runs\n"
     )

@@ -7,15 +7,29 @@ import time
 import pytest
 import torch
 
-from scripts import benchmark
+from scripts import benchmark, memory
 
 
 def test_every_section_runs_and_is_in_the_table(capsys):
     assert benchmark.main(["--quick"]) == 0
     table = capsys.readouterr().out
     for what in ("episode of 80 frames", "tsn head, training", "trx head, forward, memory", "training step", "test episode",
-                 "opening 60 videos", torch.__version__):  # fmt: skip
+                 "opening 60 videos", "2 processes", torch.__version__):  # fmt: skip
         assert what in table
+
+
+def test_memory_table_and_computed_peak(capsys):
+    """What is computed without making a tensor is what the tensors of a real step occupy."""
+    assert benchmark.main(["--memory", "--quick"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("computed") == 5
+    assert table.count("yes") == 20
+    flags = "--method tsn --backbone resnet18 --seq_len 2"
+    computed = memory.computed_peak(flags, 10, 64, lambda head, features: 0.0)
+    head = memory.build(flags)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in head.state_dict().values())
+    measured = benchmark.peak_bytes(memory.step(head, 10, 64)) + weights
+    assert computed == pytest.approx(measured, rel=0.1)
 
 
 def test_one_section_alone(capsys):

@@ -84,8 +84,11 @@ def test_predictions_are_saved_row_by_row(predictions: Predictions, tmp_path: Pa
 def test_a_tally_turns_logits_into_classes_of_the_split() -> None:
     tally = Tally(CLASSES)
     logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])
-    tally.add(logits, torch.tensor([[0, 2]]), torch.tensor([[2, 0]]), [["x", "y"]])
-    tally.add(logits, torch.tensor([[2, 1]]), torch.tensor([[1, 2]]), [["z", "w"]])
+    second = {"index": [7], "real_target_labels": [[2, 1]], "batch_class_list": [[1, 2]], "target_videos": [["z", "w"]]}
+    first = {"index": [3], "real_target_labels": [[0, 2]], "batch_class_list": [[2, 0]], "target_videos": [["x", "y"]]}
+    for call in (second, first):  # as they come from several processes
+        tensors = {name: torch.tensor(call[name]) for name in ("real_target_labels", "batch_class_list")}
+        tally.add(logits, {**call, **tensors})
     found = tally.predictions()
     assert found.predicted.tolist() == [[0, 2], [2, 1]]
     assert found.correct.all()

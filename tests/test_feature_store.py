@@ -49,8 +49,8 @@ def test_stored_features_give_the_logits_that_frames_give(method: str, dataset: 
     episodes = made.datasets["test"]
     with torch.inference_mode(), made.feature_store(episodes) as store:
         assert store is not None
-        stored = torch.cat([logits for logits, _ in made.stored_answers(episodes, 10, store)])
-        direct = torch.cat([logits for logits, _ in made.direct_answers(episodes, 10)])
+        stored = torch.cat([logits for logits, _ in made.answers(episodes, 10, store)])
+        direct = torch.cat([logits for logits, _ in made.answers(episodes, 10, None)])
     assert stored.shape == (10, 6, 3)
     torch.testing.assert_close(stored, direct, rtol=1e-4, atol=1e-4)
 
@@ -212,15 +212,15 @@ def test_a_frozen_run_goes_on_exactly(
     flags = [*head, "--val_iters", 6, "--save_freq", 5, "--tasks_per_batch", 4]
     program(*tiny_run(dataset, tmp_path / "whole", *flags))
 
-    original: Callable[..., Any] = run.Learner.train_task
+    original: Callable[..., Any] = run.Learner.train_batch
 
-    def stopping(self: run.Learner, task: dict[str, Any]) -> Any:
+    def stopping(self: run.Learner, *args: Any) -> Any:
         if self.progress.tasks_done == 8:
             raise KeyboardInterrupt
-        return original(self, task)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Learner, "train_task", stopping)
+        patch.setattr(run.Learner, "train_batch", stopping)
         assert run.main([str(flag) for flag in tiny_run(dataset, tmp_path / "cut", *flags)]) == 130
     program("-c", tmp_path / "cut", "-r", "--num_workers", 0)
     ends = [torch.load(tmp_path / name / run.FINAL, weights_only=True)["model"] for name in ("whole", "cut")]

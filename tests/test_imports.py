@@ -23,7 +23,9 @@ ALLOWED = {
     "episodes": {*LEAVES, "video_split"},
     "video_reader": {*LEAVES, "video_split", "episodes"},
     "evaluation": {"utils"},
-    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader"},
+    "processes": {"utils"},
+    "training": {"utils", "frame_sources", "processes"},
+    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader", "processes"},
     "model": {"backbones", "utils"},
     "arn": {"model", "backbones", "utils"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 import run
+from model import distribute
 from model.head import CNN_FSHead, LogitScale, group_by_class
 from model.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, Tuples, squared_distances
 from tests.oracles import trx_tsn as literal
@@ -313,27 +315,6 @@ def test_loss_is_the_mean_or_the_sum_over_an_episodes_queries(reduction, factor)
     torch.testing.assert_close(alone, head.loss({"target_labels": labels[:1]}, {"logits": logits[:1]}))
 
 
-def test_spreading_over_gpus_keeps_clips_whole_and_the_names_of_weights(monkeypatch):
-    class Chunks(nn.Module):
-        """Stands in for DataParallel: it cuts its input along the first axis."""
-
-        def __init__(self, module: nn.Module, device_ids: list[int]) -> None:
-            super().__init__()
-            self.module, self.parts = module, len(device_ids)
-
-        def forward(self, clips: Tensor) -> Tensor:
-            assert clips.shape[1] == STEPS
-            return torch.cat([self.module(part) for part in clips.chunk(self.parts)])
-
-    monkeypatch.setattr(nn, "DataParallel", Chunks)
-    head = build("--method", "trx", "--num_gpus", "3").eval()
-    names, logits = list(head.state_dict()), head(frames(6), EQUAL_SHOTS, frames(4))["logits"]
-    head.distribute_model()
-    assert isinstance(head.spread_backbone[0], Chunks)
-    assert list(head.state_dict()) == names
-    torch.testing.assert_close(head(frames(6), EQUAL_SHOTS, frames(4))["logits"], logits, rtol=1e-4, atol=1e-4)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Classes written for the TRX-style libraries
 
@@ -388,6 +369,14 @@ class ThroughBackbone(ThroughGetFeats):
 """
 
 
+class StandIn(nn.Module):
+    """In the place of DataParallel, which wants GPUs."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int]) -> None:
+        super().__init__()
+        self.module = module
+
+
 def test_a_class_of_the_trx_style_libraries_runs_as_it_is(tmp_path: Path):
     file = tmp_path / "foreign.py"
     file.write_text(FOREIGN_CLASSES)
@@ -395,8 +384,13 @@ def test_a_class_of_the_trx_style_libraries_runs_as_it_is(tmp_path: Path):
     same_in_ours = build("--method", "tsn", "--tsn_distance", "mean_cosine", "--tsn_scale", "1").eval()
     expected = same_in_ours(frames(6), EQUAL_SHOTS, frames(4))["logits"]
     for name in ("ThroughGetFeats", "ThroughBackbone"):
-        head = build("--method", f"{file}:{name}", "--way", "3")
-        head.distribute_model()
+        head = build("--method", f"{file}:{name}", "--way", "3", "--num_gpus", "2")
+        names = list(head.state_dict())
+        with mock.patch.object(nn.Module, "cuda"), mock.patch.object(nn, "DataParallel", StandIn):
+            distribute(head)
+        assert list(head.state_dict()) == names
+        assert head.backbone.clip_pass.devices == [torch.device("cuda", 0), torch.device("cuda", 1)]
+        head.backbone.clip_pass.devices = [torch.device("cpu")] * 2
         logits = head.eval()(frames(6), EQUAL_SHOTS.float(), frames(4))["logits"]
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
         head.train()

@@ -7,7 +7,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import run
 from feature_store import FeatureStore
 from utils import RunFolder, load_checkpoint
 
-# Dropout, an optimiser with a memory, and batches of three tasks, so that gradients are pending at half of the saves.
+# Dropout, an optimiser with a memory, and batches of three tasks, whose ends are not when a save is due.
 TRX = ["--method", "trx", "--trans_linear_out_dim", 8, "--trans_dropout", 0.5, "--tasks_per_batch", 3, "--save_freq", 2]
 LONG = [*TRX, "-i", 7, "--val_iters", 4, 6, "--sch", 5]
 CASES = {
@@ -92,7 +91,7 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 # Moments at which a run has just begun to do something that must be whole or not there.
 MOMENTS = [
     (os, "fsync"), (os, "replace"), (RunFolder, "log"), (RunFolder, "row"), (RunFolder, "retire"),
-    (run.Learner, "train_task"), (FeatureStore, "write"),
+    (run.Learner, "train_call"), (FeatureStore, "write"),
 ]  # fmt: skip
 
 
@@ -147,7 +146,7 @@ def nth(wanted: int, name: str, file: str | None = None) -> Callable[[str, tuple
 @pytest.mark.parametrize(
     ("name", "number", "file"),
     [
-        ("train_task", 1, None),
+        ("train_call", 1, None),
         ("replace", 1, run.LATEST),
         ("replace", 2, run.LATEST),
         ("replace", 1, run.BEST),
@@ -199,19 +198,6 @@ def test_a_run_that_was_killed_while_it_started_can_be_started_again(dataset: Pa
     assert killed_when(nth(1, "fsync"), argv)
     assert list((tmp_path / "run").glob(".*.tmp")), "killed in the middle of writing"
     assert quietly(argv) == 0
-
-
-def test_gradients_that_wait_for_a_step_are_in_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
-    """Saved after four tasks in batches of three, one waits."""
-    argv = tiny_run(dataset, tmp_path / "run", *CASES["adam, no workers"])
-    assert killed_when(nth(5, "train_task"), argv)
-    checkpoint = load_checkpoint(tmp_path / "run" / run.LATEST)
-    assert (checkpoint["progress"]["tasks_done"], checkpoint["progress"]["in_batch"]) == (4, 1)
-    assert any(gradient.any() for gradient in checkpoint["gradients"])
-    shutil.rmtree(tmp_path / "run")
-    assert killed_when(nth(7, "train_task"), argv)
-    checkpoint = load_checkpoint(tmp_path / "run" / run.LATEST)
-    assert (checkpoint["progress"]["tasks_done"], checkpoint["gradients"]) == (6, [])
 
 
 # Kills from outside, as a scheduler would ----------------------------------------------------------------------------

@@ -195,21 +195,21 @@ def test_the_same_command_leaves_the_same_numbers(
 def test_steps_validations_saves_and_rows_are_counted_exactly(
     dataset: Path, tmp_path: Path, program: Program, log_of: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, validations, saves = log_of("train_task"), log_of("validate"), log_of("save")
+    trained, validations, saves = log_of("train_call"), log_of("validate"), log_of("save")
     steps, step = [], torch.optim.SGD.step
 
     def counted(self: torch.optim.SGD, *args: Any) -> Any:
-        steps.append(trained[-1][0] + 1)  # with the gradient of the task that is being trained
+        steps.append(len(trained))
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.SGD, "step", counted)
     flags = "-i 8 --tasks_per_batch 3 --val_iters 3 8 9 --save_freq 2 --print_freq 5".split()  # noqa: SIM905
     program(*tiny_run(dataset, tmp_path / "run", *flags))
-    assert [done for done, _ in trained] == list(range(8))
-    assert [task["index"] for _, task in trained] == list(range(8))
+    assert [done for done, *_ in trained] == [0, 0, 0, 3, 3, 3, 6, 6]
+    assert [call["index"] for _, call, _ in trained] == [[index] for index in range(8)]
     assert steps == [3, 6, 8]
     assert validations == [(3,), (8,)]
-    assert [done for done, name in saves if name == run.LATEST] == [2, 3, 4, 6, 8, 8]
+    assert [done for done, name in saves if name == run.LATEST] == [3, 6, 8, 8]
     assert [done for done, name in saves if name == run.FINAL] == [8]
     assert (3, run.BEST) in saves
     assert [(row["tasks"], row["split"]) for row in rows(tmp_path / "run")] == [
@@ -271,7 +271,13 @@ def test_training_stops_when_validation_has_lost_patience(
 ) -> None:
     accuracies = iter([50.0, 60.0, 55.0, 60.0, 99.0])
     monkeypatch.setattr(run, "accuracy_interval", lambda _: (next(accuracies), 1.0))
-    out = program(*tiny_run(dataset, tmp_path / "run", "-i", 5, "--val_iters", 1, 2, 3, 4, 5, "--patience", 2))
+    out = program(
+        *tiny_run(
+            dataset,
+            tmp_path / "run",
+            *["--tasks_per_batch", "1", "-i", "5", "--val_iters", "1", "2", "3", "4", "5", "--patience", "2"],
+        )
+    )
     assert "no new best in 2 validations: stopped at 4 tasks" in out
     assert load_checkpoint(tmp_path / "run" / run.FINAL)["progress"]["tasks_done"] == 4
     assert results(tmp_path / "run")["checkpoint_tasks"] == 2
@@ -347,12 +353,14 @@ def test_two_methods_see_identical_episodes(
     dataset: Path, tmp_path: Path, program: Program, log_of: Callable[..., list[Any]]
 ) -> None:
     seen = {}
-    trained = log_of("train_task")
+    trained = log_of("train_call")
     for method in ("tsn", "trx"):
         trained.clear()
         program(*tiny_run(dataset, tmp_path / method, "--method", method, "--trans_linear_out_dim", 8))
         asked = [(row["task"], row["video"], row["true"]) for row in rows(tmp_path / method, "predictions.csv")]
-        tasks = [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in task.items()} for _, task in trained]
+        tasks = [
+            {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in call.items()} for _, call, _ in trained
+        ]
         seen[method] = (tasks, asked, results(tmp_path / method)["episodes"])
     assert len(seen["tsn"][0]) == 4
     assert seen["tsn"] == seen["trx"]

@@ -1,0 +1,108 @@
+"""How much memory a training step takes: measured on a GPU, and computed where there is none.
+
+Computed means that every tensor of the step is counted while it lives, without being made: the backbone runs on tensors
+that have a shape and no content, the head for real. What a GPU's libraries take for themselves comes on top of it: about
+half a GiB of context, and the convolutions' workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+import run
+from model import CNN_FSHead
+from scripts.command_line import Row
+from training import autocast, default_device, use_channels_last
+
+GIB = 2**30
+CARDS = (8, 12, 24, 80)  # GB
+CONTEXT = 0.6  # GiB that a CUDA context and its libraries take, and half a GiB is left for fragmentation
+SLACK = 0.5
+
+EPISODE = "--method trx --backbone resnet50 --seq_len 8"
+SETTINGS = (
+    "--precision fp32",
+    "--precision bf16",
+    "--precision fp32 --checkpoint_activations",
+    "--precision bf16 --checkpoint_activations",
+    "--precision bf16 --bn frozen --frames_per_call 80 --checkpoint_activations",
+)
+HEADER: Row = ["one training task of TRX, ResNet-50", "peak", "how", *(f"{size} GB" for size in CARDS)]
+
+
+def build(flags: str) -> CNN_FSHead:
+    args = run.build_parser().parse_args(["-c", "unused", "--no_pretrained", *flags.split()])
+    head = run.build_head(args)
+    use_channels_last(head)
+    return head.train()
+
+
+def step(head: CNN_FSHead, clips: int, size: int, way: int = 5) -> Callable[[], object]:
+    """Forward and backward of an episode with as many support as query clips, `clips` together."""
+    frames = torch.zeros(clips // 2 * head.args.seq_len, 3, size, size, device=next(head.parameters()).device)
+    labels = torch.arange(way, device=frames.device).repeat(clips // 2 // way)
+
+    def work() -> None:
+        with autocast(frames.device, head.args.precision):
+            outputs = head(frames, labels, frames.clone())
+        head.loss({"target_labels": labels}, outputs).backward()
+
+    return work
+
+
+def measured_peak(flags: str, clips: int, size: int) -> float:
+    """Bytes on the GPU, the second of two steps."""
+    head = build(flags).to(default_device())
+    work = step(head, clips, size)
+    work()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return float(torch.cuda.max_memory_allocated())
+
+
+def computed_peak(flags: str, clips: int, size: int, head_bytes: Callable[[CNN_FSHead, Tensor], float]) -> float:
+    """Bytes of the step's tensors: the backbone's largest sum, and the head's on top as `head_bytes` finds it."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head = build(flags)
+        tracker = MemTracker()
+        tracker.track_external(head.backbone)
+        with tracker:
+            frames = torch.zeros(clips, head.args.seq_len, 3, size, size)
+            with autocast(frames.device, head.args.precision):
+                features = head.encode(frames)
+            features.float().sum().backward()
+        (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+        shape = tuple(features.shape)
+    return float(snapshot["Total"]) + head_bytes(build(flags), torch.randn(shape).relu())
+
+
+def memory_rows(peak_bytes: Callable[[Callable[[], object]], float], *, quick: bool) -> Iterator[Row]:
+    """5-way 5-shot with 25 queries, 8 frames of 224 pixels, per setting. peak_bytes: of tensors that some work makes."""
+    clips, size = (20, 32) if quick else (50, 224)
+
+    def head_bytes(head: CNN_FSHead, features: Tensor) -> float:
+        """What comes after the backbone, with its weights' gradients and its part of the optimiser."""
+        own = [p for name, p in head.named_parameters() if not name.startswith("backbone.")]
+        support, target = features.requires_grad_().split(clips // 2)
+        labels = torch.arange(5).repeat(clips // 10)
+
+        def work() -> None:
+            outputs = head.classify_episodes(support[None], labels[None], target[None])
+            head.query_loss(outputs["logits"], labels[None]).backward()
+
+        return peak_bytes(work) + sum(p.numel() * p.element_size() for p in own)
+
+    for setting in SETTINGS:
+        flags = f"{EPISODE} {setting}"
+        if torch.cuda.is_available():
+            peak, how = measured_peak(flags, clips, size) / GIB, "measured"
+        else:
+            peak, how = computed_peak(flags, clips, size, head_bytes) / GIB, "computed"
+        needed = peak + CONTEXT + SLACK
+        fits = ["yes" if needed < card * 1e9 / GIB else "no" for card in CARDS]
+        yield [setting, f"{peak:.1f} GiB", how, *fits]

@@ -1,0 +1,308 @@
+"""Jobs of several processes, started by torchrun: the same results as one process, and what becomes of a lost one."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_run
+from torch import nn
+
+import run
+from processes import Processes, RunningStatistics
+from settings import resumed_if_restarted
+from training import TERMINATED
+from utils import load_checkpoint
+
+ROOT = Path(run.__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=0.1"]
+# Dropout, batch norms in training, batches that two processes share unequally, a validation, frames and stored features.
+LEARNS = shlex.split(
+    "--method trx --trans_linear_out_dim 8 --trans_dropout 0.5 -i 7 --tasks_per_batch 3 --val_iters 3 6 --num_val_tasks 5 "
+    "--num_test_tasks 19 -lr 0.1 --momentum 0.9 --query_per_class 2 --print_freq 2"
+)
+
+
+@contextlib.contextmanager
+def job(command: list[Any], output: Any = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """A running program, ended with all its processes at the latest when the block ends."""
+    with subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, text=True, start_new_session=True, stdout=output,
+        stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                children = workers_of(process)
+                os.killpg(process.pid, signal.SIGKILL)
+                for child in children:  # each leads a group of its own
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+
+
+def finish(command: list[Any]) -> str:
+    """What a job that succeeds within two minutes prints."""
+    with job(command) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return out
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < give_up, "it never came to it"
+        time.sleep(0.01)
+
+
+def with_port(port: int) -> list[str]:
+    return [*TORCHRUN, "--master-port", str(port)]
+
+
+@pytest.fixture
+def torchrun(worker_id: str) -> list[str]:
+    """torchrun with two processes on a port that no other test uses."""
+    return with_port(29600 + int(worker_id.removeprefix("gw") if worker_id != "master" else 0))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        answers = [(row["task"], row["video"], row["true"], row["predicted"]) for row in csv.DictReader(file)]
+    return {
+        "answers": answers,
+        "accuracy": json.loads((folder / "results.json").read_text())["accuracy"],
+        "rows": [row.split(",")[:2] for row in (folder / "log.csv").read_text().splitlines()],
+    }
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    found, expected = (load_checkpoint(path / run.FINAL) for path in (folder, other))
+    torch.testing.assert_close(found["model"], expected["model"], rtol=1e-4, atol=1e-6)
+    assert found["progress"]["tasks_done"] == expected["progress"]["tasks_done"]
+
+
+# One result ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [[], ["--direct", "--tasks_per_call", "3", "--tasks_per_batch", "6"]])
+def test_two_processes_learn_and_answer_as_one(
+    flags: list[str], dataset: Path, tmp_path: Path, torchrun: list[str]
+) -> None:
+    assert run.main(tiny_run(dataset, tmp_path / "one", *LEARNS, *flags)) == 0
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *LEARNS, *flags)])
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    assert len(outcome(tmp_path / "two")["answers"]) == 19 * 2
+    assert not (tmp_path / "two" / "features").exists()
+
+
+def test_two_processes_train_a_frozen_backbones_head_as_one(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    flags = [*LEARNS, "--freeze_backbone"]
+    assert run.main(tiny_run(dataset, tmp_path / "one", *flags)) == 0
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *flags)])
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+WORK = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from torch import nn
+from processes import Processes, synchronise_batch_norms
+
+processes = Processes(timeout=60)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+net.load_state_dict(torch.load({folder!r} + "/net.pt"))
+unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+synchronise_batch_norms(net)
+inputs = torch.load({folder!r} + "/inputs.pt")
+own = inputs[:5] if processes.is_first else inputs[5:]  # unequal shares
+net(own).square().sum().backward()
+if not processes.is_first:
+    unused[0].grad = torch.ones(2)  # which the first process has none of
+processes.add_gradients([*net.parameters(), *unused])
+assert torch.equal(unused[0].grad, torch.ones(2)) and unused[1].grad is None
+assert processes.gather(processes.rank) == [0, 1]
+shares = processes.gather(list(processes.share(range(7))))
+assert shares == [[0, 2, 4, 6], [1, 3, 5]] and processes.in_order(shares) == list(range(7))
+if not processes.is_first:
+    net[1].weight.data.zero_()
+processes.align(net)
+torch.save((net.state_dict(), [p.grad for p in net.parameters()]), {folder!r} + f"/rank{{processes.rank}}.pt")
+processes.close()
+"""
+
+
+def test_synchronised_batch_norm_is_batch_norm_over_the_clips_of_all(tmp_path: Path, torchrun: list[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+    inputs = torch.randn(8, 3, 6, 6, dtype=torch.float64)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "work.py").write_text(WORK.format(root=str(ROOT), folder=str(tmp_path)))
+    finish([*torchrun, tmp_path / "work.py"])
+    net(inputs).square().sum().backward()
+    for rank in (0, 1):
+        state, gradients = torch.load(tmp_path / f"rank{rank}.pt")
+        torch.testing.assert_close(state, dict(net.state_dict()))
+        torch.testing.assert_close(gradients, [parameter.grad for parameter in net.parameters()])
+
+
+def test_synchronised_batch_norms_train_in_a_job(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    flags = ["--bn", "sync", "-i", "4", "--tasks_per_batch", "2"]
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *LEARNS, *flags)])
+    # Two processes with one task each see the clips of both, as one process with both in one call does.
+    alone = [*LEARNS, "--trans_dropout", "0", "-i", "4", "--tasks_per_batch", "2", "--tasks_per_call", "2"]
+    assert run.main(tiny_run(dataset, tmp_path / "one", *alone)) == 0
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "same", *LEARNS, *flags, "--trans_dropout", "0")])
+    assert_same_weights(tmp_path / "same", tmp_path / "one")
+
+
+def test_running_statistics_are_replayed_in_the_order_of_tasks() -> None:
+    norm = nn.BatchNorm2d(3, momentum=0.3).double().train()
+    tasks = [torch.randn(4, 3, 2, 2, dtype=torch.float64) + i for i in range(5)]
+    expected = nn.BatchNorm2d(3, momentum=0.3).double().train()
+    for task in tasks:
+        expected(task), expected(task)
+    parts = []
+    for rank in (0, 1):
+        statistics = RunningStatistics(norm)
+        before = {name: value.clone() for name, value in norm.state_dict().items()}
+        for task in tasks[rank::2]:
+            with statistics.collect():
+                norm(task), norm(task)
+        torch.testing.assert_close(dict(norm.state_dict()), before)
+        parts.append(statistics.passes)
+    statistics.merge(Processes().in_order(parts))
+    torch.testing.assert_close(norm.state_dict(), expected.state_dict())
+
+
+# Losing one ----------------------------------------------------------------------------------------------------------
+
+LONG = [*LEARNS, "-i", "12", "--save_freq", "3", "--val_iters", "6"]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    ranks = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = next((v[5:] for v in variables if v.startswith(b"RANK=")), None)
+        if rank is not None:
+            ranks[int(rank)] = int(child)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through /proc")
+def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_undisturbed(
+    dataset: Path, tmp_path: Path, torchrun: list[str]
+) -> None:
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "whole", *LONG)])
+    folder = tmp_path / "killed"
+    with job([*torchrun, "--max-restarts", 3, "run.py", *tiny_run(dataset, folder, *LONG), "-r"]) as process:
+        wait_for((folder / run.LATEST).exists, process)
+        os.kill(workers_of(process)[1], signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "going on after" in (folder / "log.txt").read_text()
+    for name in ("log.csv", "predictions.csv"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    ends = [load_checkpoint(path / run.FINAL)["model"] for path in (folder, tmp_path / "whole")]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through /proc")
+def test_a_process_that_hangs_is_named(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    folder = tmp_path / "run"
+    flags = [*LEARNS, "-lr", "0.001", "-i", "100000", "--save_freq", "3", "--val_iters", "999999", "--timeout", "3"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as output, job([*torchrun, "run.py", *tiny_run(dataset, folder, *flags)], output) as process:
+        wait_for((folder / run.LATEST).exists, process)
+        os.kill(workers_of(process)[1], signal.SIGSTOP)
+        wait_for(lambda: "error: " in said.read_text(), process)
+    (sentence,) = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
+    assert "rank 1 of 2 did not answer rank 0 within 3 s" in sentence
+    assert "go on from the last checkpoint with -r" in sentence
+
+
+def test_a_run_that_is_terminated_saves_and_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
+    flags = [*LONG, *shlex.split("-i 300 --save_freq 0 --val_iters 999 --num_test_tasks 4 --num_workers 1 -lr 0.001")]
+    assert run.main(tiny_run(dataset, tmp_path / "whole", *flags)) == 0
+    folder = tmp_path / "terminated"
+    with job([sys.executable, "run.py", *tiny_run(dataset, folder, *flags)]) as process:
+        wait_for(lambda: (folder / "log.csv").exists() and (folder / "log.csv").read_text().count("train") > 3, process)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, which signals the readers too
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == TERMINATED, out
+    assert "terminated; go on from the last checkpoint with -r" in out
+    assert "Traceback" not in out
+    done = load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"]
+    assert 0 < done < 300
+    assert run.main(["-c", str(folder), "-r", "--num_workers", "0"]) == 0
+    for name in ("log.csv", "predictions.csv"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_all_processes_stop_when_one_is_terminated(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    folder = tmp_path / "run"
+    flags = [*LEARNS, "-lr", "0.001", "-i", "100000", "--save_freq", "0", "--val_iters", "999999"]
+    with job([*torchrun, "run.py", *tiny_run(dataset, folder, *flags)]) as process:
+        wait_for(lambda: (folder / "log.csv").exists() and "train" in (folder / "log.csv").read_text(), process)
+        os.kill(process.pid, signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"] > 0, out
+    assert "terminated; go on from the last checkpoint with -r" in out
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_is_told_once(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    with job([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "run", "--way", 99)]) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert out.count("a 99-way episode needs 99") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_restarted_process_goes_on_and_a_first_start_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["-c", str(tmp_path / "run"), "--way", "5"]
+    assert resumed_if_restarted([*flags, "-r"]) == [*flags, "-r"], "without torchrun nothing is changed"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert resumed_if_restarted([*flags, "-r"]) == flags
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text("{}")
+    assert resumed_if_restarted(flags) == flags
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert resumed_if_restarted(flags) == [*flags, "-r"]
+    assert resumed_if_restarted([*flags, "--test_only"]) == [*flags, "--test_only"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--frames_per_call 8", "add --bn frozen"),
+        ("--tasks_per_call 3 --tasks_per_batch 4", "expected a divisor of --tasks_per_batch 4"),
+        ("--compile --checkpoint_activations", "give one of them"),
+        ("--timeout 0", "expected a positive number of seconds"),
+        ("--num_gpus 99", "but this machine has"),
+    ],
+)
+def test_settings_that_contradict_each_other(
+    flags: str, sentence: str, dataset: Path, tmp_path: Path, program: Any
+) -> None:
+    assert sentence in program.fails(*tiny_run(dataset, tmp_path / "run", *flags.split()))

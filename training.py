@@ -1,0 +1,198 @@
+"""What the programs that train have in common: device and number formats, optimiser steps, how a run is stopped, how it ends.
+
+Letters: R processes of a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frame_sources import BadVideo
+from processes import Processes
+from utils import UserError
+
+STOPPED, TERMINATED = 130, 143  # exit codes by the shell's custom: 128 + the signal's number
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Stores convolution weights channels-last: frames arrive that way, and convolutions are faster on it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+
+def use_tf32(allowed: bool) -> None:
+    """Whether GPUs may round the factors of float32 products to 10 bits, several times faster; CPUs never do."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The number format of networks: fp32 leaves it as it is."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+class Steps:
+    """Optimiser steps of all processes together, with loss scaling where half precision needs it.
+
+    Each process adds its gradients by `backward`; `take` sums them over the processes. A parameter group may have an
+    "lr_mult", a factor on the learning rate. clip_norm: gradients longer than this are shortened to it; 0: never.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, processes: Processes, *, precision: str, clip_norm: float = 0.0
+    ) -> None:
+        self.optimizer = optimizer
+        self.processes = processes
+        self.clip_norm = clip_norm
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def take(self, learning_rate: float) -> None:
+        self.processes.add_gradients(self.parameters)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Being stopped
+
+
+class Terminated(Exception):
+    """The machine is wanted for something else: a SIGTERM came, and what has to be kept is kept."""
+
+
+class Termination:
+    """Catches SIGTERM, which schedulers send some time before they take the machine away.
+
+    Outside of `deferred` it ends what is going on by `Terminated`; inside, `asked` says that it has come.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferred = False
+
+    def __enter__(self) -> Termination:
+        self._earlier = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._earlier)
+
+    def _handle(self, *_: object) -> None:
+        self.asked = True
+        if not self._deferred:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking at a step
+
+
+class StepProfile:
+    """Profiles one optimiser step, the second of a start, by torch.profiler into a folder; None: profiles nothing.
+
+    The folder gets a trace for Perfetto, chrome://tracing or TensorBoard; `table` says which operations took the time.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.table = ""
+        self._steps = 0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the step that just ended was profiled."""
+        return self.folder is not None and self._steps == 2
+
+    @contextlib.contextmanager
+    def around_step(self) -> Iterator[None]:
+        self._steps += 1
+        if not self.is_new:
+            yield
+            return
+        with torch.profiler.profile(record_shapes=True, profile_memory=True) as profile:
+            yield
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profile.export_chrome_trace(str(self.folder / "step.pt.trace.json"))
+        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        self.table = profile.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=50)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The frame of a program
+
+
+def exit_code_of(program: Callable[[], None], rank: int = 0) -> int:
+    """Runs a program to its end: 0, 2 after one sentence about a user's mistake, or 128 + the signal that stopped it."""
+    try:
+        program()
+        return 0
+    except torch.OutOfMemoryError as error:
+        return _say(
+            f"the GPU's memory is full ({str(error).partition('. ')[0]}): use --precision bf16, --checkpoint_activations, "
+            "--frames_per_call with --bn frozen, or fewer frames, pixels or queries",
+            rank,
+        )
+    except (UserError, BadVideo) as error:
+        return _say(str(error), rank)
+    except KeyboardInterrupt:
+        print("stopped; go on from the last checkpoint with -r", file=sys.stderr)
+        return STOPPED
+    except Terminated:
+        if rank == 0:
+            print("terminated; go on from the last checkpoint with -r", file=sys.stderr)
+        return TERMINATED
+
+
+def _say(sentence: str, rank: int) -> int:
+    if rank > 0:
+        # A mistake that all processes meet is told by the first: then torchrun ends this one while it waits.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(2)
+        sentence = f"{sentence} (rank {rank})"
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 2
