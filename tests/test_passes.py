@@ -123,3 +123,19 @@ def test_several_episodes_in_one_call_answer_as_one_after_the_other():
     both = head(support, torch.stack([EQUAL_SHOTS, EQUAL_SHOTS]), target)["logits"]
     single = [head(support[i], EQUAL_SHOTS, target[i])["logits"] for i in range(2)]
     torch.testing.assert_close(both, torch.stack(single))
+
+
+def test_compiled_it_answers_the_same_under_the_same_names(monkeypatch):
+    compiled = []
+
+    def quickly(function):
+        compiled.append(function.__name__)
+        return torch._dynamo.optimize("eager")(function)
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    head = build("--method", "tsn", "--bn", "frozen").train()
+    names, expected = list(head.state_dict()), answer_and_gradients(head)
+    head.backbone.compile_passes()
+    torch.testing.assert_close(answer_and_gradients(head), expected)
+    assert compiled == ["features", "feature_maps"]
+    assert list(head.state_dict()) == names

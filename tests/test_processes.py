@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,74 @@ def test_running_statistics_are_replayed_in_the_order_of_tasks() -> None:
         parts.append(statistics.passes)
     statistics.merge(Processes().in_order(parts))
     torch.testing.assert_close(norm.state_dict(), expected.state_dict())
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[list[str]]]:
+    """Command prefixes that run something on one of two hosts, network namespaces of this machine, joined by a cable."""
+    names = [f"few{os.getpid()}{end}" for end in "ab"]
+    setup = [f"netns add {name}" for name in names]
+    setup.append(f"link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}")
+    for number, name in enumerate(names, start=1):
+        setup.append(f"-n {name} addr add 10.77.0.{number}/24 dev {name}")
+        setup += [f"-n {name} link set {device} up" for device in (name, "lo")]
+    try:
+        for command in setup:
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+        yield [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"] for name in names]
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("two hosts on one machine need the ip command and the right to make network namespaces")
+    finally:
+        for name in names if shutil.which("ip") else []:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def test_two_hosts_learn_and_answer_as_one(dataset: Path, tmp_path: Path, two_hosts: list[list[str]]) -> None:
+    argv = tiny_run(dataset, tmp_path / "two", *LEARNS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "--nnodes=2"]
+    first = ["--master-addr=10.77.0.1", "--master-port=29500"]
+    hosts = [
+        [*host, *torchrun, *first, f"--node-rank={number}", "run.py", *argv] for number, host in enumerate(two_hosts)
+    ]
+    with job(hosts[1]) as second:
+        finish(hosts[0])
+        out, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, out
+    assert run.main(tiny_run(dataset, tmp_path / "one", *LEARNS)) == 0
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+FAKE_SLURM = {
+    "srun": 'shift; exec "$@"',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$REQUESTS"; fi',
+}
+
+
+def test_the_slurm_script_starts_goes_on_and_asks_to_be_queued_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torchrun: list[str]
+) -> None:
+    """With stand-ins for SLURM's own commands: one that starts on this machine, one that notes what it is asked for."""
+    for name, does in FAKE_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    requests = tmp_path / "requests"
+    given = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "2", "SLURM_SUBMIT_DIR": str(ROOT), "REQUESTS": str(requests),
+        "LAUNCH": f"{sys.executable} -m torch.distributed.run", "MASTER_PORT": torchrun[-1],
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "run"
+    script = ["bash", "scripts/slurm.sh", *tiny_run(dataset, folder, *LONG)]
+    with job([*script, "-lr", "0.001", "-i", "100000", "--save_freq", "0", "--val_iters", "999999"]) as process:
+        wait_for(lambda: (folder / "log.csv").exists() and "train" in (folder / "log.csv").read_text(), process)
+        os.killpg(process.pid, signal.SIGTERM)  # as srun passes on what --signal asks for
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    done = load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"]
+    assert done > 0, out
 
 
 # Losing one ----------------------------------------------------------------------------------------------------------

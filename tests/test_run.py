@@ -290,6 +290,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_task(
     assert "the loss became nan in training task 2 (classes " in sentence
 
 
+def test_a_profile_of_one_step_is_left_and_told(dataset: Path, tmp_path: Path, program: Program) -> None:
+    out = program(*tiny_run(dataset, tmp_path / "run", "--profile", "-i", 6))
+    trace = json.loads((tmp_path / "run/profile/step.pt.trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"aten::mkldnn_convolution", "Optimizer.step#SGD.step"} <= names
+    assert out.count("profile of one step in") == 1
+    assert "convolution_backward" in out
+
+
+def test_several_tasks_in_a_call_are_several_tasks(dataset: Path, tmp_path: Path, program: Program) -> None:
+    """With frozen batch norms they do not know of each other."""
+    flags = [*LEARNS, "--bn", "frozen", "-i", 8, "--tasks_per_batch", 4, "--print_freq", 1]
+    program(*tiny_run(dataset, tmp_path / "single", *flags))
+    program(*tiny_run(dataset, tmp_path / "together", *flags, "--tasks_per_call", 2))
+    torch.testing.assert_close(weights(tmp_path / "together"), weights(tmp_path / "single"), rtol=1e-4, atol=1e-6)
+    losses = [[float(row["loss"] or 0) for row in rows(tmp_path / name)] for name in ("single", "together")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_zero_tasks_test_the_model_as_it_is_initialised(dataset: Path, tmp_path: Path, program: Program) -> None:
     program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
     found = results(tmp_path / "run")
