@@ -47,6 +47,8 @@ def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDatase
         "input_spec": dataclasses.asdict(input_spec),
         "seq_len": dataset.seq_len,
         "sampling": dataset.sampling,
+        "frames_per_step": dataset.frames_per_step,
+        "interval": dataset.interval,
         "root": os.path.realpath(dataset.split.root),
         "split": dataset.split.fingerprint,
         "modified": modification_times(dataset.split),

@@ -99,11 +99,14 @@ def frame_files(folder: str | Path) -> list[str]:
 
 
 class FrameFolder:
-    """A video as a folder of JPEG or PNG images, in the order of `frame_files`."""
+    """A video as a folder of JPEG or PNG images, in the order of `frame_files`.
 
-    def __init__(self, path: str | Path) -> None:
+    names: those of its images that are the video; unset: all.
+    """
+
+    def __init__(self, path: str | Path, names: list[str] | None = None) -> None:
         self.path = os.fspath(path)
-        self._names: list[str] | None = None
+        self._names = names
 
     @property
     def names(self) -> list[str]:

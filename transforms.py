@@ -1,4 +1,7 @@
-"""From decoded frames to network input: what a backbone expects (`InputSpec`) and the crop of a clip (`ClipTransform`).
+"""From decoded frames to network input: what a backbone expects (`InputSpec`) and which crop of a clip it gets.
+
+`ClipTransform` crops the clips of episodes, `MultiScaleCrop` and `ScaleJitterCrop` those of supervised training, and
+`ViewCrops` takes the crops of a test.
 
 Pixels stay uint8 until they are on the device: a clip is cropped here, in the reading process, and scaled and normalised
 by `InputSpec.normalise`, next to the network.
@@ -9,13 +12,15 @@ Letters: T frames, H height, W width.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from utils import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,6 +64,22 @@ def resize_short_side(frames: Tensor, short_side: int) -> Tensor:
     return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
 
 
+def short_side_for(size: int) -> int:
+    """The shorter side of the frames that a crop of `size` pixels is taken from: 8/7 of it (224 -> 256, 84 -> 96)."""
+    return round(size * 8 / 7)
+
+
+def channels_first(frames: np.ndarray) -> Tensor:
+    """uint8 (T, H, W, 3) -> a view (T, 3, H, W) of the same memory."""
+    return rearrange(torch.from_numpy(frames), "t h w c -> t c h w")
+
+
+def random_crop(clip: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """uint8 (T, 3, H, W) -> (T, 3, size, size) from a random place, the same in all frames."""
+    top, left = (int(rng.integers(side - size + 1)) for side in clip.shape[-2:])
+    return clip[..., top : top + size, left : left + size]
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
     """Resize the shorter side to 8/7 of `size` (224 -> 256, 84 -> 96) and crop `size` x `size`.
@@ -73,13 +94,147 @@ class ClipTransform:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size), stored channels-last."""
-        clip = resize_short_side(rearrange(torch.from_numpy(frames), "t h w c -> t c h w"), round(self.size * 8 / 7))
-        room_y, room_x = clip.shape[-2] - self.size, clip.shape[-1] - self.size
-        if self.train:
-            top, left = int(rng.integers(room_y + 1)), int(rng.integers(room_x + 1))
-        else:
-            top, left = room_y // 2, room_x // 2
-        clip = clip[..., top : top + self.size, left : left + self.size]
-        if self.train and self.flip and rng.random() < 0.5:
-            clip = clip.flip(-1)
-        return clip
+        clip = resize_short_side(channels_first(frames), short_side_for(self.size))
+        if not self.train:
+            top, left = ((side - self.size) // 2 for side in clip.shape[-2:])
+            return clip[..., top : top + self.size, left : left + self.size]
+        clip = random_crop(clip, self.size, rng)
+        return clip.flip(-1) if self.flip and rng.random() < 0.5 else clip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Crops for training on labelled videos. They never mirror: that may change the label, and is up to who knows it.
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScaleCrop:
+    """Crops a random part of the frames as they are and resizes it to `size` (TSN, ECCV 2016; TSM, TDN, the Study's v1).
+
+    Its height and width are random among `scales` of the shorter side, at most `max_distort` steps of that list apart, and
+    it lies at one of 13 places: corners, centre, middles of the edges, and quarter points.
+    """
+
+    size: int
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    max_distort: int = 1
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
+        shapes = self.shapes(*frames.shape[1:3])
+        height, width = shapes[rng.integers(len(shapes))]
+        corners = self.corners(frames.shape[1] - height, frames.shape[2] - width)
+        top, left = corners[rng.integers(len(corners))]
+        crop = channels_first(frames)[..., top : top + height, left : left + width]
+        if (height, width) == (self.size, self.size):
+            return crop
+        return F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True)
+
+    def shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of the crops; a side within 2 pixels of `size` is taken as `size`, where the frames allow."""
+        shorter = min(height, width)
+        sides = [max(1, int(shorter * scale)) for scale in self.scales]
+        sides = [min(self.size, shorter) if abs(side - self.size) <= 2 else side for side in sides]
+        numbered = list(enumerate(sides))
+        return [(tall, wide) for i, tall in numbered for j, wide in numbered if abs(i - j) <= self.max_distort]
+
+    @staticmethod
+    def corners(room_y: int, room_x: int) -> list[tuple[int, int]]:
+        """(top, left) of the 13 places of a crop that has so much room beside it, in fourths of which they are given."""
+        fourths = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+        return [(y * (room_y // 4), x * (room_x // 4)) for y, x in fourths]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleJitterCrop:
+    """Resizes the shorter side to a random number of pixels and crops `size` x `size` at random (the Study's v2)."""
+
+    size: int
+    short_sides: tuple[int, int] = (256, 320)
+
+    def __post_init__(self) -> None:
+        low, high = self.short_sides
+        if not self.size <= low <= high:
+            raise UserError(
+                f"the shorter side of frames is to be {low} to {high} pixels, and {self.size} are cropped from it: expected "
+                f"two numbers of {self.size} or more, the smaller one first"
+            )
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
+        low, high = self.short_sides
+        return random_crop(resize_short_side(channels_first(frames), int(rng.integers(low, high + 1))), self.size, rng)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Crops of a test
+
+
+class CropPlace(NamedTuple):
+    """Where a square crop lies, in pixels, and whether it is mirrored afterwards."""
+
+    top: int
+    left: int
+    mirrored: bool = False
+
+
+NUM_CROPS = (1, 3, 5, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewCrops:
+    """Which crops of a video's frames are tested, `size` x `size` each.
+
+    1: the centre. 3: both ends and the middle of the longer side. 5: the four corners and the centre. 10: these five, each
+    followed by its mirror image.
+
+    short_side: to which the frames are resized before; unset: `short_side_for(size)`. Where it is `size`, three crops
+    cover frames of up to 3:1 whole, which is called full resolution.
+    """
+
+    size: int
+    num_crops: int = 1
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_crops not in NUM_CROPS:
+            raise UserError(f"{self.num_crops} crops were asked for: expected one of {', '.join(map(str, NUM_CROPS))}")
+        if self.short_side is not None and self.short_side < self.size:
+            raise UserError(
+                f"crops of {self.size} pixels do not fit into frames whose shorter side is {self.short_side}: give smaller "
+                "crops or larger frames"
+            )
+
+    def resize(self, frames: np.ndarray) -> Tensor:
+        """uint8 (T, H, W, 3) -> uint8 (T, 3, h, w), the frames that crops are taken from."""
+        return resize_short_side(channels_first(frames), self.short_side or short_side_for(self.size))
+
+    def places(self, height: int, width: int) -> list[CropPlace]:
+        """The crops of resized frames, in the order of the views."""
+        end_y, end_x = height - self.size, width - self.size
+        middle_y, middle_x = end_y // 2, end_x // 2
+        centre = CropPlace(middle_y, middle_x)
+        corners = [CropPlace(top, left) for top in (0, end_y) for left in (0, end_x)]
+        if self.num_crops == 1:
+            return [centre]
+        if self.num_crops == 3 and width >= height:
+            return [CropPlace(middle_y, 0), CropPlace(middle_y, end_x), centre]
+        if self.num_crops == 3:
+            return [CropPlace(0, middle_x), CropPlace(end_y, middle_x), centre]
+        if self.num_crops == 5:
+            return [*corners, centre]
+        return [place._replace(mirrored=mirrored) for place in [*corners, centre] for mirrored in (False, True)]
+
+    def take(self, frames: Tensor, clips: Tensor) -> Tensor:
+        """Every view of a video: resized frames (U, 3, h, w) and the numbers (K, T) of those in each clip
+        -> (crops * K, T, 3, size, size), crop after crop, and of each crop clip after clip.
+
+        It works where the frames are, in memory or on a GPU.
+        """
+        pixels = rearrange(frames, "u c h w -> u h w c")
+        places = self.places(*frames.shape[-2:])
+        views = pixels.new_empty((len(places), *clips.shape, self.size, self.size, 3))
+        for view, (top, left, mirrored) in zip(views, places, strict=True):
+            crop = pixels[:, top : top + self.size, left : left + self.size]
+            crop = crop.flip(2) if mirrored else crop.contiguous()  # copied row by row once, then frame by frame
+            torch.index_select(crop, 0, clips.flatten(), out=view.flatten(0, 1))
+        return rearrange(views, "v k t h w c -> (v k) t c h w")

@@ -1,4 +1,4 @@
-"""The frames of episodes: which of a video's frames (`sample_frames`), and those of a whole task (`VideoDataset`).
+"""The frames of episodes: `VideoDataset`.
 
 Letters: T frames of a clip, H W pixels of a frame; an episode has `way` classes with `shot` support videos and `queries`
 target videos each.
@@ -14,45 +14,17 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from episodes import PIXELS, Drawn, EpisodePlan, draw_episode, episode_rng, fill_episode
+from frame_sampling import SAMPLINGS, sample_frames
 from frame_sources import BadVideo
+from read_ahead import read_ahead
 from transforms import ClipTransform
-from utils import UserError, start_reader
+from utils import UserError
 from video_split import Split
 
-SAMPLINGS = ("linspace", "segment", "jittered")
-
-
-def sample_frames(
-    num_frames: int, seq_len: int, how: str = "linspace", rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """Frame numbers (seq_len,) from 0, in order, of a video of `num_frames`.
-
-    linspace: evenly from the first to the last frame, always the same.
-    segment: one frame of each of `seq_len` equal parts; its middle one, or with `rng` a random one (TSN, ECCV 2016).
-    jittered: evenly between a random start and a random end near the video's ends, at most 5 frames away from them (TRX,
-    CVPR 2021); without `rng` from the second to the last but one.
-
-    A video shorter than `seq_len` is never dropped: positions are rounded down, so that each frame repeats, in order.
-    """
-    last = num_frames - 1
-    if how == "linspace":
-        positions = np.linspace(0, last, seq_len)
-    elif how == "segment":
-        offsets = np.full(seq_len, 0.5) if rng is None else rng.random(seq_len)
-        positions = (np.arange(seq_len) + offsets) * num_frames / seq_len
-    elif how == "jittered":
-        room = min(5, max(0, (num_frames - seq_len) // 2))
-        if rng is None:
-            start, end = min(1, room), last - min(1, room)
-        else:
-            start, end = int(rng.integers(room + 1)), last - int(rng.integers(room + 1))
-        positions = np.linspace(start, end, seq_len)
-    else:
-        raise UserError(f"unknown frame sampling '{how}': expected one of {', '.join(SAMPLINGS)}")
-    return np.clip(positions.astype(np.int64), 0, last)
+__all__ = ["SAMPLINGS", "VideoDataset", "read_episodes"]
 
 
 class VideoDataset(Dataset[dict[str, Any]]):
@@ -65,7 +37,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
       support_videos, target_videos: lists of "class/video"; index: i; bad_videos: messages about videos left out.
 
     noisy: how many support videos of each class are of other classes, to test robustness. plans: episodes that were drawn
-    before, to be used instead of drawing them.
+    before, to be used instead of drawing them. frames_per_step, interval: how many neighbouring frames are taken together,
+    as some backbones want (`Backbone.frames_per_step`), and how many are left out between them; they count among the T.
     """
 
     def __init__(
@@ -79,6 +52,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         transform: ClipTransform,
         seed: int,
         sampling: str = "linspace",
+        frames_per_step: int = 1,
+        interval: int = 0,
         noisy: int = 0,
         on_bad_video: Literal["error", "skip"] = "error",
         plans: Sequence[EpisodePlan] | None = None,
@@ -86,12 +61,15 @@ class VideoDataset(Dataset[dict[str, Any]]):
         split.check_episodes(way, shot, queries)
         if noisy and noisy >= shot:
             raise UserError(f"{noisy} noisy support videos of {shot}: expected fewer, lower --noisy_support")
+        # What cannot be sampled is refused here, before any work.
+        sample_frames(1, seq_len, sampling, frames_per_step=frames_per_step, interval=interval)
         self.split = split
         self.way, self.shot, self.queries, self.noisy = way, shot, queries, noisy
         self.seq_len = seq_len
         self.transform = transform
         self.seed = seed
         self.sampling = sampling
+        self.frames_per_step, self.interval = frames_per_step, interval
         self.on_bad_video = on_bad_video
         self.plans = plans
 
@@ -119,7 +97,12 @@ class VideoDataset(Dataset[dict[str, Any]]):
         """One video's sampled and cropped frames, uint8 (T, 3, H, W). Without augmentation `rng` plays no part."""
         source = self.split.source(label, video)
         frames = sample_frames(
-            self.split.num_frames[label][video], self.seq_len, self.sampling, rng if self.transform.train else None
+            self.split.num_frames[label][video],
+            self.seq_len,
+            self.sampling,
+            rng if self.transform.train else None,
+            frames_per_step=self.frames_per_step,
+            interval=self.interval,
         )
         return self.transform(source.read(frames), rng)
 
@@ -172,30 +155,6 @@ class VideoDataset(Dataset[dict[str, Any]]):
         }
 
 
-class _Caught:
-    """Carries a BadVideo out of a worker process: the loader would bury its sentence in a stack trace."""
-
-    def __init__(self, dataset: VideoDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> dict[str, Any] | BadVideo:
-        try:
-            return self.dataset[index]
-        except BadVideo as error:
-            return error
-
-
 def read_episodes(dataset: VideoDataset, indices: Sequence[int], num_workers: int) -> Iterator[dict[str, Any]]:
     """The tasks `indices`, in that order, read ahead by `num_workers` processes (0: in this one). Raises BadVideo."""
-    loader: DataLoader[Any] = DataLoader(
-        _Caught(dataset),  # type: ignore[arg-type]  # a map from indices, all that a loader asks for
-        batch_size=None,
-        sampler=indices,
-        num_workers=num_workers,
-        worker_init_fn=start_reader,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for item in loader:
-        if isinstance(item, BadVideo):
-            raise item
-        yield item
+    return read_ahead(dataset.__getitem__, indices, num_workers)

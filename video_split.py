@@ -37,6 +37,8 @@ from utils import UserError
 SPLITS = ("train", "val", "test")
 FORMATS = ("frames", "video", "lmdb")
 
+DIRECTION = re.compile(r"(?<![a-z])(left|right)", re.IGNORECASE)
+
 Listing = dict[str, dict[str, int]]  # {class: {video: number of frames}}, both in alphabetical order
 
 
@@ -142,7 +144,7 @@ class Split:
 
     def direction_classes(self) -> list[str]:
         """Class names that mention left or right: a mirrored clip of theirs shows another class."""
-        return [label for label in self.classes if re.search(r"(?<![a-z])(left|right)", label, re.IGNORECASE)]
+        return [label for label in self.classes if DIRECTION.search(label)]
 
 
 def layout(dataset: str | Path, name: str) -> str:
@@ -175,7 +177,7 @@ def list_frame_folders(root: Path) -> tuple[Listing, dict[tuple[str, str], str]]
     found = {
         label.name: {v.name: (v.path, v.stat().st_mtime_ns) for v in _folders(label.path)} for label in _folders(root)
     }
-    return _count_frames(root, found, lambda path: len(frame_files(path))), {}
+    return count_frames(root, found, lambda path: len(frame_files(path))), {}
 
 
 def list_videos(root: Path) -> tuple[Listing, dict[tuple[str, str], str]]:
@@ -188,7 +190,7 @@ def list_videos(root: Path) -> tuple[Listing, dict[tuple[str, str], str]]:
     suffixes = {
         (label, video): os.path.splitext(path)[1] for label, videos in files.items() for video, path in videos.items()
     }
-    return _count_frames(root, found, _frames_in_file), suffixes
+    return count_frames(root, found, frames_in_file), suffixes
 
 
 def list_lmdb(path: Path) -> tuple[Listing, dict[tuple[str, str], str]]:
@@ -200,17 +202,18 @@ UNTRUSTED = -1  # as a modification time; 0 is one that some file systems give t
 LISTERS = {"frames": list_frame_folders, "video": list_videos, "lmdb": list_lmdb}
 
 
-def _frames_in_file(path: str) -> int:
+def frames_in_file(path: str) -> int:
+    """The number of frames of a video file, 0 where it cannot be read."""
     try:
         return VideoFile(path).num_frames
     except BadVideo:
         return 0
 
 
-def _count_frames(
+def count_frames(
     root: Path, found: dict[str, dict[str, tuple[str, int]]], count: Callable[[str], int]
 ) -> dict[str, dict[str, int]]:
-    """Numbers of frames of the videos in {class: {video: (path, modification time)}}.
+    """Numbers of frames of the videos in {class: {video: (path, modification time)}}, kept for `root`.
 
     They are kept in the user's cache folder. A video is counted again when its modification time has moved; that of a
     folder moves when a frame is added, removed or renamed. So 100,000 unchanged videos cost one look at each one's time.

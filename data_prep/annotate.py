@@ -15,64 +15,20 @@ Labels count from --first_label in the order of category.txt, a line per class. 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from data_prep import extract
 from frame_sources import VIDEO_SUFFIXES, frame_files
+from list_files import FORMS, Row, format_row, frame_number, frames_of, read_class_names, read_list
 from utils import UserError, atomic_write
 
 CATEGORIES = "category.txt"
-COLUMNS = {"frames": 3, "video": 2, "ranges": 4}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line. label counts from 0; numbers: (), (num_frames,) or (first, last) by the format."""
-
-    path: str
-    numbers: tuple[int, ...]
-    label: int
-
-
-def frame_number(name: str) -> int:
-    """The last number in a frame's file name: 12 of 'img_00012.jpg'."""
-    digits = re.findall(r"\d+", os.path.splitext(name)[0])
-    if not digits:
-        raise UserError(f"frame '{name}' has no number in its name: expected names like 00001.jpg or img_00001.jpg")
-    return int(digits[-1])
-
-
-def format_row(row: Row, separator: str, first_label: int) -> str:
-    """Raises UserError where a name holds the separator, which the readers of these formats would stumble over."""
-    if separator in row.path:
-        raise UserError(f"'{row.path}' holds the separator '{separator}': rename it or give another --separator")
-    return separator.join(map(str, [row.path, *row.numbers, row.label + first_label]))
-
-
-def parse_row(line: str, form: str, separator: str, first_label: int) -> Row:
-    """From the right, so that a path may hold the separator. Raises UserError where the line is of another format."""
-    path, *rest = line.rsplit(separator, COLUMNS[form] - 1)
-    if len(rest) < COLUMNS[form] - 1 or not all(word.strip().isdecimal() for word in rest):
-        raise UserError(
-            f"the line '{line[:80]}' is no '{form}' line: expected {form_words(form, separator)}; see --format"
-        )
-    *numbers, label = map(int, rest)
-    if label < first_label:
-        raise UserError(f"the line '{line[:80]}' has label {label}: labels count from {first_label}; see --first_label")
-    return Row(path, tuple(numbers), label - first_label)
-
-
-def form_words(form: str, separator: str) -> str:
-    words = {"frames": ["num_frames"], "video": [], "ranges": ["first", "last"]}[form]
-    return f"'{separator.join(['path', *words, 'label'])}'"
+LABELLED_FORMS = [form for form in FORMS if form != "unlabelled"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,10 +40,10 @@ def rows_of(folder: Path, form: str, path: str, label: int) -> Iterator[Row]:
     for video in sorted(folder.iterdir()):
         name = f"{path}/{video.name}"
         if form == "video" and video.suffix.lower() in VIDEO_SUFFIXES and video.name[0] != ".":
-            yield Row(name, (), label)
+            yield Row(name, (), (label,))
         elif form != "video" and video.is_dir() and (frames := frame_files(video)):
             numbers = (len(frames),) if form == "frames" else (frame_number(frames[0]), frame_number(frames[-1]))
-            yield Row(name, numbers, label)
+            yield Row(name, numbers, (label,))
 
 
 def write(args: argparse.Namespace) -> int:
@@ -111,17 +67,6 @@ def write(args: argparse.Namespace) -> int:
 # Lists -> folders of links
 
 
-def frames_of(source: Path, row: Row, prefix: str) -> list[str]:
-    """Names of the frames a row means, all of them or none."""
-    names = [name for name in frame_files(source) if name.startswith(prefix)] if source.is_dir() else []
-    if len(row.numbers) == 1:
-        chosen = names[: row.numbers[0]]
-        return chosen if len(chosen) == row.numbers[0] else []
-    first, last = row.numbers
-    chosen = [name for name in names if first <= frame_number(name) <= last]
-    return chosen if len(chosen) == last - first + 1 else []
-
-
 def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> bool:
     """Makes `target` a link to a video file, or a folder of links to frames. False when they are not all there."""
     source = root / row.path
@@ -131,7 +76,8 @@ def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> boo
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
         return file is not None
-    names = frames_of(source, row, prefix)
+    images = [name for name in frame_files(source) if name.startswith(prefix)] if source.is_dir() else []
+    names = frames_of(images, row.numbers)
     if names:
         folder = work / uuid.uuid4().hex
         folder.mkdir()
@@ -143,16 +89,16 @@ def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> boo
 
 def read(args: argparse.Namespace) -> int:
     root = args.root.resolve()
-    names = extract.read_lines(args.names) if args.names else []
+    names = read_class_names(args.names) if args.names else []
     targets: dict[Path, Row] = {}
     for split, path in extract.list_files(args.list).items():
-        for line in extract.read_lines(path):
-            row = parse_row(line, args.format, args.separator, args.first_label)
-            if names and row.label >= len(names):
+        for row in read_list(path, args.format, separator=args.separator, first_label=args.first_label):
+            (number,) = row.labels
+            if names and number >= len(names):
                 raise UserError(
-                    f"{path} has label {row.label}, {args.names} has {len(names)} classes from 0: give its own"
+                    f"{path} has label {number}, {args.names} has {len(names)} classes from 0: give its own"
                 )
-            label = extract.folder_name(names[row.label]) if names else f"{row.label:04d}"
+            label = extract.folder_name(names[number]) if names else f"{number:04d}"
             part = "_{}_{}".format(*row.numbers) if len(row.numbers) == 2 else ""
             target = args.dst.resolve() / split / label / f"{Path(row.path).name}{part}"
             if targets.setdefault(target, row) != row:
@@ -173,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|read")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--format", choices=COLUMNS, default="frames", help="what a line holds")
+    shared.add_argument("--format", choices=LABELLED_FORMS, default="frames", help="what a line holds")
     shared.add_argument(
         "--separator", default=" ", metavar="LETTER", help="between columns; ';' where names have blanks"
     )

@@ -46,6 +46,7 @@ from frame_sources import (
     decode_image,
     frame_files,
 )
+from list_files import read_lines
 from utils import UserError, atomic_write, read_json
 from video_split import SPLITS
 
@@ -228,14 +229,6 @@ def list_files(paths: Sequence[Path], suffixes: tuple[str, ...] = (".txt", ".lis
     if not files:
         raise UserError(f"no list file among {', '.join(map(str, paths))}: expected names with train, val or test")
     return files
-
-
-def read_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"could not read {path} ({error}); give a text file in UTF-8") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_rows(paths: Sequence[Path]) -> Rows:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from data_prep import extract
+from list_files import read_lines
 from utils import UserError
 
 OFFICIAL_PARTS = {"1": "train", "2": "test"}  # 0 stands for unused
@@ -30,7 +31,7 @@ def official_rows(folder: Path, number: str) -> extract.Rows:
         raise UserError(f"{folder} holds no file *{suffix}: expected the unpacked folder testTrainMulti_7030_splits")
     rows: extract.Rows = {"train": [], "test": []}
     for file in files:
-        for line in extract.read_lines(file):
+        for line in read_lines(file):
             name, part = line.rsplit(maxsplit=1)
             if part in OFFICIAL_PARTS:
                 rows[OFFICIAL_PARTS[part]].append((file.name.removesuffix(suffix), extract.stem(name)))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from data_prep import extract
+from list_files import read_lines
 from utils import UserError
 
 OFFICIAL_PARTS = {"train": "train", "val": "validation"}  # the videos of the official test part have no labels
@@ -28,7 +29,7 @@ def official_rows(folder: Path) -> extract.Rows:
         if not files:
             raise UserError(f"{folder} holds no file *{part}.csv: expected the label files of the data set")
         rows[split] = []
-        for line in extract.read_lines(files[0]):
+        for line in read_lines(files[0]):
             name, _, label = line.partition(";")
             if not label:
                 raise UserError(f"{files[0]} has the line '{line[:80]}': expected id;class")

@@ -24,9 +24,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from data_prep import extract
+from frame_sampling import sample_frames
 from frame_sources import BadVideo, decode_image, frame_files
 from utils import UserError, read_json, write_json
-from video_reader import sample_frames
 
 SETTINGS_FILE = "shrink.json"
 PutImage = Callable[[Path, Path], None]  # from an image of the source to a file that is not there yet

@@ -430,6 +430,7 @@ def explain(args: argparse.Namespace) -> None:
         transform=ClipTransform(spec.size),
         seed=settings.seed if args.seed is None else args.seed,
         sampling=settings.sampling,
+        frames_per_step=model.backbone.frames_per_step,
         noisy=args.noisy_support,
         on_bad_video=settings.on_bad_video,
     )

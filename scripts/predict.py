@@ -25,6 +25,7 @@ from torch import Tensor
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from frame_sampling import sample_frames
 from frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
 from model import CNN_FSHead
 from report import house_style
@@ -33,7 +34,6 @@ from scripts.command_line import check_output, exit_code, new_parser, terminal_t
 from scripts.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
 from transforms import ClipTransform, InputSpec
 from utils import UserError, atomic_write, write_json
-from video_reader import sample_frames
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -87,12 +87,13 @@ def open_video(path: Path) -> FrameSource:
     return VideoFile(path)
 
 
-def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec) -> Tensor:
+def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec, frames_per_step: int = 1) -> Tensor:
     """The frames that the model sees of a video, uint8 (T, 3, H, W)."""
     try:
         if source.num_frames == 0:
             raise BadVideo("it holds no frame")
-        frames = source.read(sample_frames(source.num_frames, args.seq_len, args.sampling))
+        places = sample_frames(source.num_frames, args.seq_len, args.sampling, frames_per_step=frames_per_step)
+        frames = source.read(places)
     except BadVideo as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"a video could not be read: {reason}; encode it again, or leave it out") from error
@@ -249,9 +250,12 @@ def predict(args: argparse.Namespace) -> None:
     names = [path.name for path in args.query]
     model, settings, spec = load_head(args.checkpoint)
 
-    support = [read_clip(video, settings, spec) for videos in actions.videos for video in videos]
+    def clip_of(source: FrameSource) -> Tensor:
+        return read_clip(source, settings, spec, model.backbone.frames_per_step)
+
+    support = [clip_of(video) for videos in actions.videos for video in videos]
     labels = torch.repeat_interleave(torch.tensor(actions.shots))
-    queries = [read_clip(source, settings, spec) for source in sources]
+    queries = [clip_of(source) for source in sources]
     answers = probabilities(model, spec, support, labels, queries)
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))

@@ -14,9 +14,10 @@ from clips import in_a_process, tree
 from conftest import write_video
 
 from data_prep import extract, shrink
+from frame_sampling import sample_frames
 from frame_sources import FrameFolder, frame_files
 from transforms import ClipTransform
-from video_reader import VideoDataset, sample_frames
+from video_reader import VideoDataset
 from video_split import Split
 
 LENGTHS = {"short": 3, "even": 8, "odd": 13, "long": 30}

@@ -1,4 +1,4 @@
-"""Which frames, which videos, which episodes: golden values, purity, and a listing that notices what changes."""
+"""Which videos, which episodes: golden values, purity, and a listing that notices what changes."""
 
 from __future__ import annotations
 
@@ -28,82 +28,8 @@ from episodes import (
 from frame_sources import BadVideo
 from transforms import ClipTransform
 from utils import UserError
-from video_reader import VideoDataset, read_episodes, sample_frames
+from video_reader import VideoDataset, read_episodes
 from video_split import Split
-
-# Which frames --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_frames", [1, 2, 5, 7, 8, 9, 37, 100, 301])
-@pytest.mark.parametrize("seq_len", [1, 2, 8, 16])
-def test_linspace_is_the_rule_of_the_trx_style_libraries(num_frames: int, seq_len: int) -> None:
-    expected = np.linspace(0, num_frames - 1, seq_len).astype(int)
-    for rng in (None, np.random.default_rng(0)):
-        assert sample_frames(num_frames, seq_len, "linspace", rng).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "expected"),
-    [
-        (100, [7, 19, 32, 44, 57, 69, 82, 94]),  # numbers from 1, of the public TSM and AR samplers
-        (37, [3, 7, 12, 17, 21, 26, 31, 35]),
-        (9, [1, 2, 3, 4, 6, 7, 8, 9]),
-        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
-        (5, [1, 1, 2, 3, 3, 4, 5, 5]),
-    ],
-)
-def test_segment_centres_are_those_of_the_public_samplers(num_frames: int, expected: list[int]) -> None:
-    assert (sample_frames(num_frames, 8, "segment") + 1).tolist() == expected
-
-
-def test_random_segment_frames_stay_in_their_segments_and_reach_all_of_them() -> None:
-    rng = np.random.default_rng(0)
-    drawn = np.stack([sample_frames(37, 8, "segment", rng) for _ in range(1000)])
-    for segment, frames in enumerate(drawn.T):
-        # frame f covers the time from f to f + 1, segment s that from s * 37 / 8 to (s + 1) * 37 / 8
-        touched = range(segment * 37 // 8, -(-(segment + 1) * 37 // 8))
-        assert set(frames.tolist()) == set(touched)
-
-
-def test_jittered_frames_without_randomness_leave_out_the_first_and_the_last() -> None:
-    assert sample_frames(100, 8, "jittered").tolist() == np.linspace(1, 98, 8).astype(int).tolist()
-    assert sample_frames(8, 8, "jittered").tolist() == list(range(8))
-
-
-def test_jittered_frames_start_and_end_at_most_five_frames_from_the_ends() -> None:
-    rng = np.random.default_rng(0)
-    drawn = np.stack([sample_frames(40, 8, "jittered", rng) for _ in range(500)])
-    assert set(drawn[:, 0].tolist()) == set(range(6))
-    assert set(drawn[:, -1].tolist()) == set(range(34, 40))
-    short = np.stack([sample_frames(12, 8, "jittered", rng) for _ in range(100)])  # room for 2 frames at either end
-    assert set(short[:, 0].tolist()) == {0, 1, 2}
-    assert (np.diff(short) >= 1).all()
-
-
-@pytest.mark.parametrize("how", ["linspace", "segment", "jittered"])
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 7])
-def test_short_videos_repeat_every_frame_in_order(how: str, num_frames: int) -> None:
-    frames = sample_frames(num_frames, 8, how)
-    assert len(frames) == 8
-    assert sorted(frames) == frames.tolist()
-    assert set(frames.tolist()) == set(range(num_frames))
-
-
-@pytest.mark.parametrize("how", ["linspace", "segment", "jittered"])
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 9, 64])
-def test_random_frames_are_always_in_the_video_and_in_order(how: str, num_frames: int) -> None:
-    rng = np.random.default_rng(num_frames)
-    for _ in range(50):
-        frames = sample_frames(num_frames, 8, how, rng)
-        assert frames[0] >= 0
-        assert frames[-1] < num_frames
-        assert (np.diff(frames) >= 0).all()
-
-
-def test_unknown_sampling_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="'dense': expected one of linspace, segment, jittered"):
-        sample_frames(10, 8, "dense")
-
 
 # Which videos --------------------------------------------------------------------------------------------------------
 
