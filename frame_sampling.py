@@ -206,7 +206,7 @@ class StudySampling(ClipSampling):
         groups = self.places // self.frames_per_group
         part = num_frames // groups
         if part < self.frames_per_group:
-            return np.sort(rng.choice(num_frames, self.places, replace=num_frames < self.places))
+            return np.sort(rng.integers(num_frames, size=self.places))
         offsets = rng.choice(part, self.frames_per_group, replace=False)
         return np.sort((np.arange(groups)[:, None] * part + offsets).flatten())
 
