@@ -8,7 +8,17 @@ import torch
 from conftest import textured_frames
 from PIL import Image
 
-from transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, InputSpec, resize_short_side
+from transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClipTransform,
+    InputSpec,
+    MultiScaleCrop,
+    ScaleJitterCrop,
+    ViewCrops,
+    resize_short_side,
+)
+from utils import UserError
 
 
 def clip_of(seed: int = 0, height: int = 40, width: int = 48, frames: int = 4) -> torch.Tensor:
@@ -152,3 +162,151 @@ def test_frames_are_not_changed() -> None:
         ClipTransform(28, train=True, flip=True)(frames, np.random.default_rng(seed)).fill_(0)
         InputSpec().normalise(torch.from_numpy(frames).permute(0, 3, 1, 2))
     assert frames.shape == before.shape
+
+
+# Crops of a training -------------------------------------------------------------------------------------------------
+
+
+def test_multi_scale_crops_have_ten_shapes_and_thirteen_places() -> None:
+    shapes = MultiScaleCrop(224).shapes(256, 340)
+    sides = [256, 224, 192, 168]
+    assert sorted(shapes) == sorted((a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) < 2)
+    assert len(shapes) == 10
+    corners = MultiScaleCrop.corners(256 - 224, 340 - 224)
+    assert len(set(corners)) == 13
+    assert set(corners) == {
+        (0, 0), (0, 116), (32, 0), (32, 116),  # corners
+        (16, 58),  # centre
+        (0, 58), (16, 0), (16, 116), (32, 58),  # middles of the edges
+        (8, 29), (8, 87), (24, 29), (24, 87),  # quarter points
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(222, 224), (223, 224), (226, 224), (221, 221), (227, 227)], ids=lambda side: str(side)
+)
+def test_sides_within_two_pixels_of_the_size_are_the_size(side: int, expected: int) -> None:
+    crop = MultiScaleCrop(224, scales=(side / 400,))
+    assert crop.shapes(400, 500) == [(expected, expected)]
+
+
+def test_crops_fit_into_frames_that_are_a_little_smaller_than_the_size() -> None:
+    assert MultiScaleCrop(224).shapes(223, 300)[0] == (223, 223)
+    assert MultiScaleCrop(16)(textured_frames(0, 2, 15, 20), np.random.default_rng(0)).shape == (2, 3, 16, 16)
+    assert MultiScaleCrop(16)(textured_frames(0, 2, 1, 1), np.random.default_rng(0)).shape == (2, 3, 16, 16)
+
+
+def test_multi_scale_crops_are_cut_from_the_frames_as_they_are_and_then_resized() -> None:
+    """Every clip is one of those that cutting and resizing by Pillow gives, and all of them are drawn."""
+    transform, rng, frames = MultiScaleCrop(12), np.random.default_rng(0), textured_frames(0, 2, 20, 26)
+    wanted = {}
+    for height, width in transform.shapes(20, 26):
+        for top, left in transform.corners(20 - height, 26 - width):
+            crops = [Image.fromarray(frame[top : top + height, left : left + width]) for frame in frames]
+            wanted[height, width, top, left] = np.stack(
+                [np.asarray(crop.resize((12, 12), Image.Resampling.BILINEAR), dtype=int) for crop in crops]
+            )
+    places, pictures = list(wanted), np.stack(list(wanted.values()))
+    drawn = set()
+    for _ in range(1500):
+        clip = transform(frames, rng)
+        difference = np.abs(pictures - clip.permute(0, 2, 3, 1).numpy()).max(axis=(1, 2, 3, 4))
+        assert difference.min() <= 2
+        drawn.add(places[difference.argmin()])
+    assert drawn == set(places)
+
+
+def test_scale_jitter_reaches_every_size_and_place() -> None:
+    transform, rng, frames = ScaleJitterCrop(16, (16, 18)), np.random.default_rng(0), textured_frames(0, 2, 20, 24)
+    wanted = {}
+    for short_side in (16, 17, 18):
+        resized = resize_short_side(torch.from_numpy(frames).permute(0, 3, 1, 2), short_side)
+        for top in range(resized.shape[2] - 15):
+            for left in range(resized.shape[3] - 15):
+                crop = resized[..., top : top + 16, left : left + 16]
+                wanted[crop.contiguous().numpy().tobytes()] = short_side, top, left
+    drawn = {wanted[transform(frames, rng).contiguous().numpy().tobytes()] for _ in range(600)}
+    assert drawn == set(wanted.values())
+
+
+@pytest.mark.parametrize("transform", [MultiScaleCrop(16), ScaleJitterCrop(16, (18, 24))])
+def test_a_training_crop_depends_on_its_generator_alone_and_holds_for_the_whole_clip(transform: MultiScaleCrop) -> None:
+    frames = np.repeat(textured_frames(0, 1, 30, 40), 3, axis=0)
+    one, two, other = (transform(frames, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one.dtype == torch.uint8
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert (one == one[:1]).all()
+
+
+@pytest.mark.parametrize("short_sides", [(15, 20), (20, 18)])
+def test_frames_too_small_to_crop_from_are_refused(short_sides: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match="two numbers of 16 or more, the smaller one first"):
+        ScaleJitterCrop(16, short_sides)
+
+
+# Crops of a test -----------------------------------------------------------------------------------------------------
+
+
+def test_test_crops_lie_where_the_public_code_has_them() -> None:
+    corners = [(0, 0), (0, 116), (32, 0), (32, 116)]
+    assert [place[:2] for place in ViewCrops(224, 5).places(256, 340)] == [*corners, (16, 58)]
+    assert [place[:2] for place in ViewCrops(224, 3).places(256, 340)] == [(16, 0), (16, 116), (16, 58)]
+    assert [place[:2] for place in ViewCrops(256, 3, 256).places(256, 340)] == [(0, 0), (0, 84), (0, 42)]
+    assert [place[:2] for place in ViewCrops(224).places(256, 340)] == [(16, 58)]
+    assert not any(place.mirrored for place in ViewCrops(224, 5).places(256, 340))
+
+
+def test_three_crops_of_an_upright_video_are_at_its_top_bottom_and_middle() -> None:
+    assert [place[:2] for place in ViewCrops(256, 3, 256).places(454, 256)] == [(0, 0), (198, 0), (99, 0)]
+    assert [place[:2] for place in ViewCrops(224, 3).places(340, 256)] == [(0, 16), (116, 16), (58, 16)]
+
+
+def test_the_last_crop_reaches_the_end_of_any_frame() -> None:
+    for width in range(256, 300):
+        assert ViewCrops(256, 3, 256).places(256, width)[1].left == width - 256
+
+
+def test_ten_crops_are_the_five_each_followed_by_its_mirror_image() -> None:
+    five, ten = (ViewCrops(224, count).places(256, 340) for count in (5, 10))
+    assert [place[:2] for place in ten] == [place[:2] for place in five for _ in range(2)]
+    assert [place.mirrored for place in ten] == [False, True] * 5
+
+
+@pytest.mark.parametrize(("size", "expected"), [(224, 256), (112, 128), (256, 293), (84, 96)])
+def test_frames_are_resized_to_eight_sevenths_of_the_crop_unless_told(size: int, expected: int) -> None:
+    frames = np.zeros((1, 30, 40, 3), dtype=np.uint8)
+    assert min(ViewCrops(size).resize(frames).shape[-2:]) == expected == int(size / 0.875 + 0.5)
+    assert tuple(ViewCrops(size, short_side=size).resize(frames).shape[-2:]) == (size, round(size * 4 / 3))
+
+
+@pytest.mark.parametrize("num_crops", [1, 3, 5, 10])
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (30, 20)])
+def test_views_go_crop_by_crop_and_clip_by_clip(num_crops: int, height: int, width: int) -> None:
+    crops = ViewCrops(16, num_crops, short_side=20)
+    frames = crops.resize(textured_frames(0, 5, height, width))
+    clips = torch.tensor([[0, 2, 2], [4, 1, 0]])
+    views = crops.take(frames, clips)
+    assert views.shape == (num_crops * 2, 3, 3, 16, 16)
+    expected = []
+    for top, left, mirrored in crops.places(height, width):
+        for clip in clips.tolist():
+            crop = [frames[number, :, top : top + 16, left : left + 16] for number in clip]
+            expected.append(torch.stack([frame.flip(-1) if mirrored else frame for frame in crop]))
+    assert torch.equal(views, torch.stack(expected))
+    assert len({view.contiguous().numpy().tobytes() for view in views}) == num_crops * 2, "all views differ"
+    assert views[0].is_contiguous(memory_format=torch.channels_last), "as frames are decoded"
+
+
+def test_one_crop_is_that_of_the_few_shot_test() -> None:
+    frames = textured_frames(0, 3, 40, 50)
+    crops = ViewCrops(24)
+    views = crops.take(crops.resize(frames), torch.arange(3)[None])
+    assert torch.equal(views[0], ClipTransform(24)(frames, np.random.default_rng(0)))
+
+
+def test_crops_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UserError, match="2 crops were asked for: expected one of 1, 3, 5, 10"):
+        ViewCrops(224, 2)
+    with pytest.raises(UserError, match="crops of 256 pixels do not fit into frames whose shorter side is 224"):
+        ViewCrops(256, 3, short_side=224)
