@@ -116,6 +116,16 @@ def test_a_changed_data_set_is_another_key(own_dataset: Path) -> None:
     assert key() != before
 
 
+def test_other_frames_of_the_videos_are_another_key(dataset: Path) -> None:
+    settings: dict[str, Any] = {"way": 2, "shot": 1, "queries": 1, "seq_len": 4, "seed": 0}
+    keys = [
+        str(fingerprint(torch.nn.Identity(), InputSpec(), VideoDataset(
+            Split.open(dataset, "val"), transform=ClipTransform(16), **settings, **frames)))
+        for frames in ({}, {"frames_per_step": 2}, {"frames_per_step": 2, "interval": 1}, {"sampling": "segment"})
+    ]  # fmt: skip
+    assert len(set(keys)) == 4
+
+
 def test_a_stopped_encoding_goes_on_with_the_rows_that_are_missing(dataset: Path, tmp_path: Path) -> None:
     split = Split.open(dataset, "val")
     episodes = VideoDataset(split, way=2, shot=1, queries=1, seq_len=3, transform=ClipTransform(16), seed=0)

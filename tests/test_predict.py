@@ -19,6 +19,7 @@ from run import load_head
 from scripts import predict
 from scripts.drawing import class_colour
 from scripts.predict import FILM_SIZE, FRAME_BOX, bar
+from transforms import ClipTransform
 
 LABELS = CLASSES["test"][:3]
 
@@ -75,6 +76,14 @@ def test_probabilities_are_those_of_the_model(
         assert list(answer["probabilities"].values()) == pytest.approx(row, abs=1e-5)
         assert answer["answer"] == LABELS[int(np.argmax(row))]
         assert f"{100 * max(row):.1f} %" in out
+
+
+def test_backbones_that_want_neighbouring_frames_get_them(checkpoint: Path, dataset: Path) -> None:
+    _, settings, spec = load_head(checkpoint)
+    video = predict.open_video(min((dataset / "test" / LABELS[0]).iterdir()))
+    assert (settings.seq_len, settings.sampling) == (3, "linspace")
+    clip = predict.read_clip(video, settings, spec, frames_per_step=3)
+    assert torch.equal(clip, ClipTransform(spec.size)(video.read([0, 1, 2]), np.random.default_rng(0)))
 
 
 def test_a_method_that_needs_images_gives_the_same(

@@ -304,6 +304,30 @@ def test_clips_are_in_the_order_of_their_names(train_split: Split) -> None:
         assert torch.equal(clip, data.clip(c, train_split.videos[c].index(name), np.random.default_rng(9)))
 
 
+@pytest.mark.parametrize(
+    ("sampling", "frames_per_step", "interval", "frames"),
+    [
+        ("linspace", 3, 0, [0, 1, 2, 3, 4, 5]),
+        ("linspace", 2, 1, [0, 2, 1, 3, 3, 5]),
+        ("segment", 2, 1, [0, 2, 2, 4, 3, 5]),
+    ],
+)
+def test_clips_hold_the_neighbours_of_each_sampled_frame_for_backbones_that_want_them(
+    train_split: Split, sampling: str, frames_per_step: int, interval: int, frames: list[int]
+) -> None:
+    windows = {"frames_per_step": frames_per_step, "interval": interval}
+    data, rng = video_dataset(train_split, seq_len=6, sampling=sampling, **windows), np.random.default_rng(0)
+    assert torch.equal(data.clip(2, 1, rng), data.transform(train_split.source(2, 1).read(frames), rng))
+    assert data[0]["support_set"].shape == (3 * 2 * 6, 3, 16, 16)
+
+
+def test_what_cannot_be_sampled_is_refused_before_anything_is_read(train_split: Split) -> None:
+    with pytest.raises(UserError, match="clips of 8 frames do not divide into steps of 3"):
+        video_dataset(train_split, seq_len=8, frames_per_step=3)
+    with pytest.raises(UserError, match="unknown frame sampling 'dense'"):
+        video_dataset(train_split, sampling="dense")
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_an_episode_is_the_same_in_any_order_in_any_process_and_after_reopening(dataset: Path, train: bool) -> None:
     first = video_dataset(Split.open(dataset, "train"), train=train)
