@@ -297,7 +297,7 @@ def test_views_that_are_the_same_are_not_counted_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 5])
 def test_processes_share_the_videos_without_one_missing_or_twice(
     dataset: Path, num_workers: int, world_size: int
 ) -> None:
