@@ -20,7 +20,7 @@ ALLOWED = {
     "frame_sources": set(),
     "frame_sampling": {"utils"},
     "list_files": {"utils"},
-    "read_ahead": {"frame_sources"},
+    "read_ahead": {"frame_sources", "utils"},
     "backbones": LEAVES,
     "video_split": LEAVES,
     "episodes": {*LEAVES, "video_split"},
