@@ -63,7 +63,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         mirror: Sequence[int | None] | None = None,
         on_bad_video: Literal["error", "skip"] = "error",
     ) -> None:
-        if (videos.labels == NO_LABEL).all(axis=1).any() and not videos.several_labels:
+        if (videos.labels == NO_LABEL).all(axis=1).any() and not videos.multi_label:
             raise UserError(f"{videos.name} holds videos without a label: training needs one of each")
         assert mirror is None or len(mirror) == len(videos.classes)
         self.videos = videos
@@ -139,7 +139,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
 def target(videos: LabelledVideos, labels: Sequence[int]) -> Tensor:
     """What a classifier is to say: a class number, int64 (), or with several labels float32 (classes,) of 0 and 1."""
-    if not videos.several_labels:
+    if not videos.multi_label:
         return torch.tensor(labels[0] if labels else NO_LABEL)
     hot = torch.zeros(len(videos.classes))
     hot[list(labels)] = 1

@@ -28,7 +28,7 @@ class LabelledVideos:
     """Videos 0 to V - 1 with what is known of them. A subclass says where their frames are.
 
     classes: names, in the order of their numbers. num_frames: int64 (V,). labels: int64 (V, most labels of a video), the
-    rest of a row NO_LABEL. several_labels: whether a video may have any number of them.
+    rest of a row NO_LABEL. multi_label: whether a video may have any number of them.
 
     What there is for each video is held in arrays: Python objects, once touched, would be copied to every worker process.
     """
@@ -41,14 +41,14 @@ class LabelledVideos:
         num_frames: ArrayLike,
         labels: ArrayLike,
         *,
-        several_labels: bool = False,
+        multi_label: bool = False,
     ) -> None:
         self.name = name
         self.root = os.fspath(root)
         self.classes = list(classes)
         self.num_frames = np.asarray(num_frames, dtype=np.int64)
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.several_labels = several_labels
+        self.multi_label = multi_label
 
     def __len__(self) -> int:
         return len(self.num_frames)
@@ -68,7 +68,7 @@ class LabelledVideos:
     @cached_property
     def fingerprint(self) -> str:
         """A short hash of classes, videos, frame counts and labels: equal for the same videos in the same order anywhere."""
-        digest = hashlib.sha256(json.dumps([self.classes, self.several_labels]).encode())
+        digest = hashlib.sha256(json.dumps([self.classes, self.multi_label]).encode())
         digest.update("\n".join(map(self.video_name, range(len(self)))).encode(errors="surrogateescape"))
         digest.update(self.num_frames.astype("<i8").tobytes() + self.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
@@ -120,11 +120,11 @@ class ListedVideos(LabelledVideos):
         rows: Sequence[Row],
         num_frames: ArrayLike,
         *,
-        several_labels: bool = False,
+        multi_label: bool = False,
     ) -> None:
         most = max([1, *(len(row.labels) for row in rows)])
         labels = [row.labels + (NO_LABEL,) * (most - len(row.labels)) for row in rows]
-        super().__init__(name, root, classes, num_frames, labels, several_labels=several_labels)
+        super().__init__(name, root, classes, num_frames, labels, multi_label=multi_label)
         self._paths = np.array([os.fsencode(row.path) for row in rows])
         self._numbers = np.array([row.numbers for row in rows])
 
@@ -137,7 +137,7 @@ class ListedVideos(LabelledVideos):
         form: str = "frames",
         separator: str = " ",
         first_label: int = 0,
-        several_labels: bool = False,
+        multi_label: bool = False,
         classes: Sequence[str] | None = None,
         on_bad_video: str = "error",
     ) -> ListedVideos:
@@ -148,7 +148,7 @@ class ListedVideos(LabelledVideos):
         such a video is left out).
         """
         path, root = Path(path), Path(root)
-        rows = read_list(path, form, separator=separator, first_label=first_label, several_labels=several_labels)
+        rows = read_list(path, form, separator=separator, first_label=first_label, multi_label=multi_label)
         if not rows:
             raise UserError(f"{path} names no video: expected a line per video")
         _check_root(path, root, rows)
@@ -173,7 +173,7 @@ class ListedVideos(LabelledVideos):
             classes,
             [rows[number] for number in kept],
             np.array(num_frames)[kept],
-            several_labels=several_labels,
+            multi_label=multi_label,
         )
 
     def video_name(self, index: int) -> str:

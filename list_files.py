@@ -39,14 +39,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_list(
-    path: Path, form: str, *, separator: str = " ", first_label: int = 0, several_labels: bool = False
+    path: Path, form: str, *, separator: str = " ", first_label: int = 0, multi_label: bool = False
 ) -> list[Row]:
     """All rows of a list file. Raises UserError, with the first line that is no row of this form.
 
     separator: between columns; ' ' stands for any number of blanks and tabs. first_label: the number of the first class.
-    several_labels: rows have any number of them.
+    multi_label: rows have any number of them.
     """
-    parse = parse_labels_row if several_labels else parse_row
+    parse = parse_multi_label_row if multi_label else parse_row
     return [parse(line, form, separator, first_label) for line in read_lines(path)]
 
 
@@ -59,7 +59,7 @@ def parse_row(line: str, form: str, separator: str = " ", first_label: int = 0) 
     return _row(line, path, words, form, separator, first_label)
 
 
-def parse_labels_row(line: str, form: str, separator: str = " ", first_label: int = 0) -> Row:
+def parse_multi_label_row(line: str, form: str, separator: str = " ", first_label: int = 0) -> Row:
     """A row with one label or more: from the left, so that a path may not hold the separator."""
     path, *words = line.split(None if separator == " " else separator)
     if len(words) <= len(FORMS[form]):

@@ -164,9 +164,9 @@ def test_without_a_mirror_no_clip_is_mirrored(still: ListedVideos) -> None:
     assert not any(is_mirrored(data[epoch, index]["clip"]) for epoch in range(30) for index in range(4))
 
 
-def test_several_labels_are_ones_among_zeros_and_mirrored_together(tmp_path: Path, still: ListedVideos) -> None:
+def test_multi_label_are_ones_among_zeros_and_mirrored_together(tmp_path: Path, still: ListedVideos) -> None:
     (tmp_path / "several.txt").write_text("a 1 0 2\nb 1 3\nc 1 0 3\n")
-    listed = ListedVideos.open(tmp_path / "several.txt", tmp_path, several_labels=True)
+    listed = ListedVideos.open(tmp_path / "several.txt", tmp_path, multi_label=True)
     assert clip_dataset(listed)[0, 0]["label"].tolist() == [1, 0, 1, 0]
     data = clip_dataset(listed, mirror=[1, 0, 2, None])
     seen = {(index, is_mirrored((item := data[epoch, index])["clip"]), tuple(item["label"].tolist()))

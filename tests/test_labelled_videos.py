@@ -100,8 +100,8 @@ def test_ranges_are_of_the_numbers_in_the_frames_names_with_both_ends(root: Path
         np.testing.assert_array_equal(source.read(range(len(frames))), FrameFolder(root / folder).read(frames))
 
 
-def test_lists_may_hold_several_labels_or_none(root: Path) -> None:
-    videos = listed(root, "run/a 1 6 2 0\nb 0 3 1\n", form="ranges", several_labels=True)
+def test_lists_may_hold_multi_label_or_none(root: Path) -> None:
+    videos = listed(root, "run/a 1 6 2 0\nb 0 3 1\n", form="ranges", multi_label=True)
     assert [videos.labels_of(0), videos.labels_of(1)] == [[2, 0], [1]]
     assert len(videos.classes) == 3
     videos = listed(root, "run/a 1 6\nb 0 3\n", form="unlabelled", classes=["x", "y"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from list_files import FORMS, Row, format_row, frames_of, parse_labels_row, parse_row, read_class_names, read_list
+from list_files import FORMS, Row, format_row, frames_of, parse_multi_label_row, parse_row, read_class_names, read_list
 from utils import UserError
 
 ROWS = {
@@ -26,7 +26,7 @@ def test_lists_come_back_as_they_were_written(form: str, separator: str, first_l
     settings = {"separator": separator, "first_label": first_label}
     assert read_list(tmp_path / "list.txt", form, **settings) == ROWS[form]
     if form != "unlabelled":
-        assert read_list(tmp_path / "list.txt", form, several_labels=True, **settings) == ROWS[form]
+        assert read_list(tmp_path / "list.txt", form, multi_label=True, **settings) == ROWS[form]
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_lines_of_the_public_lists(line: str, form: str, separator: str, first_l
     assert parse_row(line, form, separator, first_label) == expected
 
 
-def test_a_line_may_have_several_labels() -> None:
-    assert parse_labels_row("charades/46GP8;1;720;92;95;109", "ranges", ";") == Row(
+def test_a_line_may_have_multi_label() -> None:
+    assert parse_multi_label_row("charades/46GP8;1;720;92;95;109", "ranges", ";") == Row(
         "charades/46GP8", (1, 720), (92, 95, 109)
     )
-    assert parse_labels_row("a 5 1 2", "frames", " ", 1) == Row("a", (5,), (0, 1))
+    assert parse_multi_label_row("a 5 1 2", "frames", " ", 1) == Row("a", (5,), (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_labels_below_the_first_one_and_lines_without_a_label_are_refused() -> N
     with pytest.raises(UserError, match="has label 0: labels count from 1"):
         parse_row("a 5 0", "frames", " ", 1)
     with pytest.raises(UserError, match="'path;first;last;label'"):
-        parse_labels_row("a;1;5", "ranges", ";")
+        parse_multi_label_row("a;1;5", "ranges", ";")
     with pytest.raises(UserError, match="'path first last label'"):
-        parse_labels_row("a video 1 5 0", "ranges", " ")
+        parse_multi_label_row("a video 1 5 0", "ranges", " ")
 
 
 def test_a_path_that_holds_the_separator_is_not_written() -> None:
