@@ -33,22 +33,11 @@ from tqdm import tqdm
 from episodes import episodes_fingerprint, seal_episodes, unseal_episodes
 from evaluation import Predictions, Tally
 from feature_store import FeatureStore, fingerprint, stored_episodes
+from flags import BEST, FINAL, LATEST, find_checkpoint, resumed_if_restarted
 from model import CNN_FSHead, distribute
 from processes import Batch, Processes, RunningStatistics, synchronise_batch_norms
 from report import write_report
-from settings import (
-    BEST,
-    FINAL,
-    LATEST,
-    METHODS,
-    build_head,
-    build_parser,
-    find_checkpoint,
-    find_method,
-    parse_args,
-    print_list,
-    resumed_if_restarted,
-)
+from settings import METHODS, build_head, build_parser, find_method, parse_args, print_list
 from training import (
     StepProfile,
     Steps,
@@ -287,6 +276,7 @@ class Learner:
             shot=shot,
             queries=args.query_per_class if train else args.query_per_class_test,
             seq_len=args.seq_len,
+            frames_per_step=self.model.backbone.frames_per_step,
             transform=ClipTransform(self.input_spec.size, train=augment, flip=flip),
             seed=args.seed,
             sampling=args.sampling,
@@ -751,12 +741,13 @@ class Learner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = resumed_if_restarted(list(sys.argv[1:] if argv is None else argv))
+    argv = list(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", 0))
     with contextlib.ExitStack() as closing:
 
         def program() -> None:
-            args = parse_args(argv, description=__doc__)
+            flags = resumed_if_restarted(argv, build_parser(add_help=False))
+            args = parse_args(flags, description=__doc__)
             if args.list:
                 print_list()
                 return

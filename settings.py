@@ -1,21 +1,32 @@
-"""The command line of run.py: its flags, what a continued run or a test takes over, and the method that they name."""
+"""The command line of run.py: its flags, and the method that they name."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backbones import BACKBONES, build_backbone, import_from_file
+from backbones import build_backbone, import_from_file
 from backbones.figures import figures
+from flags import (
+    BEST,
+    FINAL,
+    LATEST,
+    MAY_CHANGE,
+    add_backbone_flags,
+    add_run_flags,
+    add_speed_flags,
+    check_common,
+    check_numbers,
+    find_checkpoint,
+    new_parser,
+    parse_run,
+)
+from frame_sampling import SAMPLINGS
 from model import (
     CNN_CMN,
     CNN_OTAM,
@@ -34,8 +45,7 @@ from model import (
     CNN_Max,
     CNN_Mean,
 )
-from utils import RunFolder, UserError, load_checkpoint, read_json, unknown_name
-from video_reader import SAMPLINGS
+from utils import UserError, unknown_name
 from video_split import FORMATS
 
 METHODS: dict[str, type[CNN_FSHead]] = {
@@ -56,132 +66,26 @@ METHODS: dict[str, type[CNN_FSHead]] = {
     "bimhm": CNN_BiMHM,
 }
 
-LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
-
 # What may change when a run goes on: how it is run, how long, and how it is tested. All else makes it another run.
-MAY_CHANGE_ON_RESUME = {
-    "resume_from_checkpoint", "checkpoint_dir", "dataset", "format", "num_workers", "num_gpus", "print_freq", "save_freq",
-    "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test",
-    "test_model_name", "patience", "on_bad_video", "episodes", "direct", "features", "checkpoint_activations",
-    "frames_per_call", "compile", "profile", "timeout",
+MAY_CHANGE_ON_RESUME = MAY_CHANGE | {
+    "training_iterations", "val_iters", "num_test_tasks", "way_test", "shot_test", "query_per_class_test", "patience",
+    "episodes", "direct", "features",
 }  # fmt: skip
-
-# What a run or test that goes on from another does not take from it: where it runs, and what it was asked to do.
-NOT_INHERITED = {
-    "checkpoint_dir", "resume_from_checkpoint", "test_only", "test_model_name", "list", "num_workers", "num_gpus",
-    "profile", "timeout",
-}  # fmt: skip
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the commands at the top as they are written."""
-
-
-class RecipeParser(argparse.ArgumentParser):
-    """Reads `@file.args` recipes: several flags to a line, # begins a comment. A wrong flag is one sentence, exit code 2."""
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        try:
-            return shlex.split(arg_line, comments=True)
-        except ValueError as error:
-            raise UserError(f"a recipe holds the line {arg_line!r}, which cannot be read: {error}") from error
-
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        # `allow_abbrev=False` is about --long flags only: argparse would still take -l for -lr.
-        return [found for found in super()._get_option_tuples(option_string) if option_string.startswith(found[1])]
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
-
-
-class KeyValues(argparse.Action):
-    """key=value words as a dict; values are numbers or true/false where they read so, else text."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        pairs = {}
-        for word in values:
-            key, equals, value = word.partition("=")
-            if not key or not equals:
-                parser.error(f"argument {option_string}: expected key=value, found '{word}'")
-            try:
-                pairs[key] = json.loads(value.lower())
-            except ValueError:
-                pairs[key] = value
-        setattr(namespace, self.dest, pairs)
 
 
 def build_parser(
     own_method: type[CNN_FSHead] | None = None, *, add_help: bool = True, description: str | None = None
 ) -> argparse.ArgumentParser:
     """All flags, with those of every method, and of one's own method class if it declares any."""
-    parser = RecipeParser(
-        description=description,
-        formatter_class=HelpFormatter,
-        fromfile_prefix_chars="@",
-        allow_abbrev=False,
-        add_help=add_help,
-    )
+    parser = new_parser(description=description, add_help=add_help)
     parser.add_argument("--list", action="store_true", help="print methods and backbones with their sizes, and stop")
-
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--checkpoint_dir", "-c", help="folder of the run: logs, checkpoints and results are written there"
-    )
-    group.add_argument(
-        "--resume_from_checkpoint", "-r", action="store_true",
-        help="go on with the run in -c where it was stopped; settings that are not given come from it",
-    )  # fmt: skip
-    group.add_argument(
-        "--test_only", action="store_true",
-        help="test a checkpoint without training; settings that are not given come from the checkpoint",
-    )  # fmt: skip
-    group.add_argument(
-        "--test_model_name", "-m",
-        help="checkpoint to test: a path, or a file name in -c; unset: the best on validation, else the final one",
-    )  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="decides initial weights, dropout and every episode")
-    group.add_argument("--print_freq", type=int, default=1000, help="log mean loss and accuracy every so many tasks")
-    group.add_argument(
-        "--save_freq", type=int, default=5000, help="save checkpoint.pt every so many tasks; 0: never between"
-    )
-    group.add_argument(
-        "--num_workers", type=int, default=min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-        help="processes that read episodes ahead, for each process of the job; 0 reads in the process itself",
-    )  # fmt: skip
-    group.add_argument(
-        "--timeout", type=float, default=600,
-        help="seconds that a process of a torchrun job waits for the others, before the run ends and names them",
-    )  # fmt: skip
-    group.add_argument("--profile", action="store_true", help="profile the second optimiser step, into profile/ of -c")
-
-    group = parser.add_argument_group("speed and memory")
-    group.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
-        help="of the backbone; heads compute in float32. bf16 is several times faster where the hardware has it",
-    )  # fmt: skip
-    group.add_argument(
-        "--no_tf32", action="store_true", help="on GPUs multiply float32 in full precision, several times slower"
-    )
-    group.add_argument("--num_gpus", type=int, default=1,
-                       help="GPUs of this one process to spread the backbone over, by whole clips; see torchrun")  # fmt: skip
-    group.add_argument(
-        "--checkpoint_activations", action="store_true",
-        help="keep only the input of each block of the backbone and compute the rest again in the backward pass: same "
-        "results, a third more time, a fraction of the memory",
-    )  # fmt: skip
-    group.add_argument(
-        "--frames_per_call", type=int, default=0,
-        help="pass no more frames than these through the backbone at a time, whole clips, at least one; needs --bn frozen "
-        "in training. With --checkpoint_activations only one portion's activations exist at a time. 0: all at once",
-    )  # fmt: skip
+    add_run_flags(parser, unit="task", print_freq=1000, save_freq=5000)
+    group = add_speed_flags(parser)
     group.add_argument(
         "--tasks_per_call", type=int, default=1,
         help="training tasks that pass through the model together: faster on small inputs; batch norms in training then "
         "take their statistics over all of them",
     )  # fmt: skip
-    group.add_argument(
-        "--compile", action="store_true", help="have torch.compile translate the backbone, which takes a minute"
-    )
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="data/ssv2small", help="folder with {train,val,test}/<class>/<video>/*.jpg")
@@ -303,17 +207,7 @@ def build_parser(
 
     group = parser.add_argument_group("model")
     group.add_argument("--method", default="trx", help=f"{', '.join(METHODS)}, or path/to/file.py:Class of one's own")
-    group.add_argument("--backbone", default="resnet50", help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
-    group.add_argument(
-        "--backbone_options",
-        nargs="+",
-        action=KeyValues,
-        default={},
-        metavar="KEY=VALUE",
-        help="keywords of the backbone's builder, such as shift_div=4 for TSM; README.md lists them",
-    )
-    group.add_argument("--pretrained_backbone", "-pt", help="file with backbone weights; unset: ImageNet ones by name")
-    group.add_argument("--no_pretrained", action="store_true", help="start the backbone from random weights")
+    add_backbone_flags(group, default="resnet50")
 
     for name, head in METHODS.items():
         if "add_arguments" in vars(head):
@@ -335,81 +229,6 @@ def find_method(name: str) -> type[CNN_FSHead]:
     return head
 
 
-def resumed_if_restarted(argv: list[str]) -> list[str]:
-    """The command line of a process that torchrun has started, which gives the same one to every start.
-
-    After a restart the run goes on: -r is added. A first start with -r, of a run that is not there yet, begins it.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return argv
-    given, _ = build_parser(add_help=False).parse_known_args(argv)
-    exists = given.checkpoint_dir is not None and (Path(given.checkpoint_dir) / "args.json").exists()
-    if exists and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not given.test_only:
-        return [*argv, "-r"]
-    return argv if exists else [flag for flag in argv if flag not in ("-r", "--resume_from_checkpoint")]
-
-
-def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
-    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags.
-
-    description: what --help says on top.
-    """
-    first_look = build_parser(add_help=False)
-    early, _ = first_look.parse_known_args(argv)
-    if early.list:
-        return early
-    if early.checkpoint_dir is None and not {"-h", "--help"} & set(argv):
-        raise UserError("a run folder is needed: give -c FOLDER, where logs, checkpoints and results are written")
-    if early.resume_from_checkpoint and early.test_only:
-        raise UserError("-r goes on with training and --test_only does not train: give one of them")
-
-    saved: dict[str, Any] = {}
-    folder = Path(early.checkpoint_dir or ".")
-    if early.resume_from_checkpoint:
-        RunFolder(folder, resume=True, writes=False)
-        saved = read_json(folder / "args.json")
-        if not isinstance(saved, dict) or "test_only" not in saved:
-            raise UserError(
-                f"{folder}/args.json holds no settings of a run: restore it or start a new run with another -c"
-            )
-        if saved["test_only"]:
-            raise UserError(
-                f"{folder} holds a test without training, nothing to go on with: leave out -r, give another -c"
-            )
-    elif early.test_only:
-        early.test_model_name = str(find_checkpoint(folder, early.test_model_name))
-        saved = load_checkpoint(Path(early.test_model_name))["args"]
-    given_method = (
-        early.method if early.method != first_look.get_default("method") else saved.get("method", early.method)
-    )
-    parser = build_parser(find_method(given_method), description=description)
-    inherited = {name: value for name, value in saved.items() if name not in NOT_INHERITED}
-    parser.set_defaults(**inherited)
-    args = parser.parse_args(argv)
-    args.test_model_name = early.test_model_name
-    changed = {name for name, value in inherited.items() if getattr(args, name, value) != value}
-    if args.resume_from_checkpoint and (forbidden := changed - MAY_CHANGE_ON_RESUME):
-        name = min(forbidden)
-        raise UserError(
-            f"--{name} was {saved[name]} when this run was started and is {getattr(args, name)} now: leave it out to go on, "
-            "or start a new run with another -c"
-        )
-    model_flags = {
-        action.dest
-        for group in parser._action_groups
-        if group.title and group.title.startswith(("model", "method"))
-        for action in group._group_actions
-    } | {"seq_len"}
-    if args.test_only and (forbidden := changed & model_flags):
-        name = min(forbidden)
-        raise UserError(
-            f"the checkpoint {args.test_model_name} was trained with --{name} {saved[name]}, not {getattr(args, name)}: "
-            "leave the flag out, or give another checkpoint with -m"
-        )
-    check_args(args)
-    return args
-
-
 def check_args(args: argparse.Namespace) -> None:
     """Raises UserError for values that no run can use and flags that contradict each other."""
     find_method(args.method)
@@ -428,18 +247,10 @@ def check_args(args: argparse.Namespace) -> None:
         "noisy_support",
         "frames_per_call",
     )
-    for least, names in ((1, at_least_one), (0, at_least_zero)):
-        for name in names:
-            given = getattr(args, name)
-            for value in given if isinstance(given, list) else [given]:
-                if value is not None and value < least:
-                    raise UserError(f"--{name} is {value}: expected {least} or more")
+    check_numbers(args, at_least_one, at_least_zero)
+    check_common(args)
     if not args.learning_rate > 0:
         raise UserError(f"--learning_rate is {args.learning_rate}: expected a positive number")
-    if not args.timeout > 0:
-        raise UserError(f"--timeout is {args.timeout}: expected a positive number of seconds")
-    if args.no_pretrained and args.pretrained_backbone:
-        raise UserError("--no_pretrained and --pretrained_backbone contradict each other: give one of them")
     if args.momentum and args.opt != "sgd":
         raise UserError(f"--momentum has no effect with --opt {args.opt}: leave it out or use --opt sgd")
     if args.direct and args.features:
@@ -453,37 +264,12 @@ def check_args(args: argparse.Namespace) -> None:
             "--frames_per_call changes what batch norms in training take their statistics over: add --bn frozen, or leave "
             "it out"
         )
-    if args.compile and args.checkpoint_activations:
-        raise UserError("--compile cannot translate what --checkpoint_activations computes again: give one of them")
     if args.tasks_per_batch % args.tasks_per_call:
         raise UserError(
             f"--tasks_per_call is {args.tasks_per_call}: expected a divisor of --tasks_per_batch {args.tasks_per_batch}"
         )
-    available = torch.cuda.device_count()
-    if args.num_gpus > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(
-            "--num_gpus spreads one process over GPUs, torchrun gives each process one GPU: use one of them"
-        )
-    if args.num_gpus > max(1, available):
-        raise UserError(f"--num_gpus is {args.num_gpus}, but this machine has {available}: lower it")
     if args.img_size is not None and args.img_size < 16:
         raise UserError(f"--img_size is {args.img_size}: expected 16 pixels or more")
-
-
-def find_checkpoint(folder: Path, name: str | None) -> Path:
-    """The checkpoint to test: `name` as a path or in the run folder, else the best on validation, else the final one."""
-    if name is not None:
-        for path in (Path(name), folder / name):
-            if path.is_file():
-                return path
-        raise UserError(f"no checkpoint {name}, neither as a path nor in {folder}: give one that exists with -m")
-    for path in (folder / BEST, folder / FINAL, folder / LATEST):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised with -i 0 instead of "
-        "--test_only"
-    )
 
 
 def print_list() -> None:
@@ -501,6 +287,24 @@ def print_list() -> None:
             f"  {name:18}{cost.frames:4} x {cost.size:3} px{cost.parameters / 1e6:9.2f} M{cost.macs / 1e9:9.1f} G"
             f"{cost.steps:6} x {cost.feature_dim}"
         )
+
+
+def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
+    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags.
+
+    description: what --help says on top.
+    """
+    first_look = build_parser(add_help=False)
+
+    def parser_for(early: argparse.Namespace, saved: dict[str, Any]) -> argparse.ArgumentParser:
+        is_given = early.method != first_look.get_default("method")
+        method = early.method if is_given else saved.get("method", early.method)
+        return build_parser(find_method(method), description=description)
+
+    args = parse_run(argv, first_look, parser_for, MAY_CHANGE_ON_RESUME, also_fixed={"seq_len"})
+    if not args.list:
+        check_args(args)
+    return args
 
 
 def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN_FSHead:

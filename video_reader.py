@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from episodes import PIXELS, Drawn, EpisodePlan, draw_episode, episode_rng, fill_episode
-from frame_sampling import SAMPLINGS, sample_frames
+from frame_sampling import sample_frames
 from frame_sources import BadVideo
 from read_ahead import read_ahead
 from transforms import ClipTransform
 from utils import UserError
 from video_split import Split
-
-__all__ = ["SAMPLINGS", "VideoDataset", "read_episodes"]
 
 
 class VideoDataset(Dataset[dict[str, Any]]):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from conftest import tiny_run
 from torch import nn
 
 import run
+from flags import resumed_if_restarted
 from processes import Processes, RunningStatistics
-from settings import resumed_if_restarted
 from training import TERMINATED
 from utils import load_checkpoint
 
@@ -348,17 +349,18 @@ def test_a_mistake_is_told_once(dataset: Path, tmp_path: Path, torchrun: list[st
 
 
 def test_a_restarted_process_goes_on_and_a_first_start_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restarted = partial(resumed_if_restarted, parser=run.build_parser(add_help=False))
     flags = ["-c", str(tmp_path / "run"), "--way", "5"]
-    assert resumed_if_restarted([*flags, "-r"]) == [*flags, "-r"], "without torchrun nothing is changed"
+    assert restarted([*flags, "-r"]) == [*flags, "-r"], "without torchrun nothing is changed"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert resumed_if_restarted([*flags, "-r"]) == flags
+    assert restarted([*flags, "-r"]) == flags
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text("{}")
-    assert resumed_if_restarted(flags) == flags
+    assert restarted(flags) == flags
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resumed_if_restarted(flags) == [*flags, "-r"]
-    assert resumed_if_restarted([*flags, "--test_only"]) == [*flags, "--test_only"]
+    assert restarted(flags) == [*flags, "-r"]
+    assert restarted([*flags, "--test_only"]) == [*flags, "--test_only"]
 
 
 @pytest.mark.parametrize(

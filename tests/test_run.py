@@ -26,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run
 import settings
+from backbones import BACKBONES
 from frame_sources import FrameFolder
 from utils import LOG_COLUMNS, RunFolder, load_checkpoint
 from video_split import Split
@@ -539,7 +540,7 @@ def test_help_begins_with_commands_and_shows_defaults(capsys: pytest.CaptureFixt
 def test_the_list_names_every_method_and_backbone(program: Program) -> None:
     out = program("--list")
     names = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    assert names == [*settings.METHODS, *settings.BACKBONES]
+    assert names == [*settings.METHODS, *BACKBONES]
     assert re.search(r"trx +23\.60 M", out)
     assert re.search(r"conv4 +8 x +84 px +0\.11 M", out)
 
