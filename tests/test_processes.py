@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,14 +72,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
-def with_port(port: int) -> list[str]:
-    return [*TORCHRUN, "--master-port", str(port)]
-
-
 @pytest.fixture
-def torchrun(worker_id: str) -> list[str]:
-    """torchrun with two processes on a port that no other test uses."""
-    return with_port(29600 + int(worker_id.removeprefix("gw") if worker_id != "master" else 0))
+def torchrun() -> list[str]:
+    """torchrun with two processes, on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return [*TORCHRUN, "--master-port", str(probe.getsockname()[1])]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
