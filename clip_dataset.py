@@ -278,16 +278,8 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 
 def read_views(
-    dataset: ViewDataset,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    device: torch.device | str = "cpu",
+    dataset: ViewDataset, videos: Sequence[int], *, num_workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[dict[str, Any]]:
-    """The items of videos rank, rank + world_size, ... with their views on `device`. Raises BadVideo.
-
-    Over all ranks that is every video once, however many there are.
-    """
-    for item in read_ahead(dataset.frames, range(rank, len(dataset), world_size), num_workers):
+    """The items of `videos`, in that order, with their views on `device`. Raises BadVideo."""
+    for item in read_ahead(dataset.frames, videos, num_workers):
         yield dataset.with_views(item, device)

@@ -8,12 +8,9 @@ Letters: V videos of a split, S feature steps, D feature width.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,23 +24,20 @@ from tqdm import tqdm
 from episodes import Drawn, EpisodePlan
 from frame_sources import BadVideo
 from processes import Batch
+from row_store import UNKNOWN, RowStore, weights_hash
 from transforms import InputSpec
-from utils import UserError, start_reader, write_json
+from utils import start_reader
 from video_reader import VideoDataset
 from video_split import Split
 
-UNKNOWN, ENCODED, BAD = 0, 1, 2  # what is known of a video
+BAD = 2  # beside what a RowStore knows of a row: its video cannot be read
 TASKS_PLANNED_AHEAD = 10_000
 
 
 def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
     """All that a video's features depend on; equal for equal features."""
-    weights = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_hash(backbone),
         "input_spec": dataclasses.asdict(input_spec),
         "seq_len": dataset.seq_len,
         "sampling": dataset.sampling,
@@ -63,35 +57,13 @@ def modification_times(split: Split) -> str:
     return hashlib.sha256(np.array([os.stat(path).st_mtime_ns for path in paths]).tobytes()).hexdigest()
 
 
-class FeatureStore:
-    """Features of V videos on disk, float32 (V, *shape), row by row as they are asked for.
-
-    Lives in `parent/<hash of key>`, so that features made under another key are never taken for these. A store that was
-    left unfinished is gone on with. Rows are read through a memory map: memory stays bounded whatever the split's size.
-    """
+class FeatureStore(RowStore):
+    """Features of the V videos of a split. Why a video is bad is not kept: it may have been mended, so it is tried again."""
 
     def __init__(self, parent: Path, key: dict[str, Any], split: Split, shape: Sequence[int]) -> None:
-        self.folder = parent / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.first_row = np.concatenate([[0], np.cumsum([len(videos) for videos in split.videos])])
-        self.shape = (int(self.first_row[-1]), *shape)
+        super().__init__(parent, key, (int(self.first_row[-1]), *shape))
         self.bad: dict[int, str] = {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "key.json").exists():
-                write_json(self.folder / "key.json", key)
-            self._file = os.open(self.folder / "features.f32", os.O_RDWR | os.O_CREAT, 0o644)
-            os.truncate(self._file, int(np.prod(self.shape)) * 4)  # sparse: rows take room when they are written
-            self._known_path = self.folder / "known.u8"
-            if not self._known_path.exists():
-                self._known_path.write_bytes(bytes(self.shape[0]))
-        except OSError as error:
-            raise UserError(
-                f"could not keep features in {parent}: {error.strerror}; give another --features"
-            ) from error
-        self.known = np.frombuffer(self._known_path.read_bytes(), dtype=np.uint8).copy()
-        self._features = np.memmap(self.folder / "features.f32", dtype=np.float32, mode="r", shape=self.shape)
-        # Why a video is bad is not kept: it may have been mended, so it is tried again.
-        self.known[self.known == BAD] = UNKNOWN
 
     def row(self, label: int, video: int) -> int:
         return int(self.first_row[label]) + video
@@ -100,26 +72,6 @@ class FeatureStore:
         """The class and video number of a row."""
         label = int(np.searchsorted(self.first_row, row, side="right")) - 1
         return label, row - int(self.first_row[label])
-
-    def write(self, rows: Sequence[int], features: np.ndarray) -> None:
-        """Keeps features (len(rows), *shape). Written before they are marked as known, so that a kill loses rows only."""
-        size = int(np.prod(self.shape[1:])) * 4
-        try:
-            for row, feature in zip(rows, features, strict=True):
-                os.pwrite(self._file, np.ascontiguousarray(feature, dtype=np.float32).tobytes(), row * size)
-            self.known[list(rows)] = ENCODED
-            with open(self._known_path, "r+b") as file:
-                for row in rows:
-                    file.seek(row)
-                    file.write(bytes([ENCODED]))
-        except OSError as error:
-            raise UserError(
-                f"could not write features to {self.folder}: {error.strerror}; free some space, or give another --features"
-            ) from error
-
-    def read(self, rows: Any) -> Tensor:
-        """Row numbers as nested lists or an array (...,) -> float32 (..., *shape)."""
-        return torch.from_numpy(self._features[np.asarray(rows)])
 
     def encode(
         self,
@@ -161,22 +113,10 @@ class FeatureStore:
     def take_up(self, bad: Sequence[dict[int, str]]) -> None:
         """After several processes have each encoded some rows: takes up what they wrote, and what they could not read."""
         if len(bad) > 1:
-            # Opened anew, since a network file system shows what others wrote only then.
-            os.fsync(self._file)
-            self._features = np.memmap(self.folder / "features.f32", dtype=np.float32, mode="r", shape=self.shape)
-            self.known = np.frombuffer(self._known_path.read_bytes(), dtype=np.uint8).copy()
+            self.refresh()
         for messages in bad:
             self.bad.update(messages)
         self.known[list(self.bad)] = BAD
-
-    def close(self, *, keep: bool) -> None:
-        """Lets go of the files; without `keep` they are removed."""
-        del self._features
-        os.close(self._file)
-        if not keep:
-            shutil.rmtree(self.folder)
-            with contextlib.suppress(OSError):  # other stores may be in there
-                self.folder.parent.rmdir()
 
 
 class _Clips:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from backbones import build_backbone, import_from_file
-from backbones.figures import figures
+from backbones.figures import print_backbones
 from flags import (
     BEST,
     FINAL,
@@ -281,12 +281,8 @@ def print_list() -> None:
             model = build_head(args)
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
         print(f"  {name:16}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
-    print("\nbackbones (--backbone): clip, parameters, multiply-accumulates, steps x width of the features")
-    for name, cost in figures().items():
-        print(
-            f"  {name:18}{cost.frames:4} x {cost.size:3} px{cost.parameters / 1e6:9.2f} M{cost.macs / 1e9:9.1f} G"
-            f"{cost.steps:6} x {cost.feature_dim}"
-        )
+    print()
+    print_backbones()
 
 
 def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:

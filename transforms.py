@@ -204,9 +204,14 @@ class ViewCrops:
                 "crops or larger frames"
             )
 
+    @property
+    def resized_side(self) -> int:
+        """The shorter side of the frames that crops are taken from, in pixels."""
+        return self.short_side or short_side_for(self.size)
+
     def resize(self, frames: np.ndarray) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, h, w), the frames that crops are taken from."""
-        return resize_short_side(channels_first(frames), self.short_side or short_side_for(self.size))
+        return resize_short_side(channels_first(frames), self.resized_side)
 
     def places(self, height: int, width: int) -> list[CropPlace]:
         """The crops of resized frames, in the order of the views."""

@@ -211,11 +211,15 @@ class RunFolder:
 
     A new folder must not exist yet or be empty; `resume=True` wants one that a run has left, at whatever moment.
     With `writes=False` nothing is created or written: the other processes of a distributed run hold such a folder.
+    columns: of log.csv.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, *, resume: bool = False, writes: bool = True, columns: Sequence[str] = LOG_COLUMNS
+    ) -> None:
         self.path = Path(path)
         self.writes = writes
+        self.columns = columns
         self._early_lines: list[str] | None = None if resume else []  # logged before `start` has made the folder
         self._board: Any = None
         has_run = (self.path / "args.json").exists()
@@ -276,10 +280,10 @@ class RunFolder:
         """Appends a row to log.csv. No times are in it, so that a resumed run leaves the same bytes as an unbroken one."""
         if not self.writes:
             return
-        unknown = set(values) - set(LOG_COLUMNS)
+        unknown = set(values) - set(self.columns)
         assert not unknown, f"log.csv has no column {unknown}"
         line = io.StringIO()
-        csv.writer(line).writerow([values.get(column, "") for column in LOG_COLUMNS])
+        csv.writer(line).writerow([values.get(column, "") for column in self.columns])
         self._append("log.csv", line.getvalue())
 
     def rows_size(self) -> int:
@@ -290,7 +294,7 @@ class RunFolder:
         """Cuts log.csv back to `size` bytes; 0 leaves just the header."""
         if not self.writes:
             return
-        header = (",".join(LOG_COLUMNS) + "\r\n").encode()
+        header = (",".join(self.columns) + "\r\n").encode()
         path = self.path / "log.csv"
         rows = path.read_bytes() if path.exists() else b""
         with atomic_write(path) as file:

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from backbones.passes import ClipPass
+from backbones.passes import ClipPass, recompute_blocks
 from transforms import InputSpec
 from utils import UserError, unknown_name
 
@@ -59,6 +59,13 @@ class Backbone(nn.Module):
             features = self(rearrange(clips, "(n t) c h w -> n t c h w", t=self.seq_len))
             return rearrange(features, "n s d -> (n s) d 1 1")
         return self.clip_pass(self, self.feature_maps if maps else self.features, clips)
+
+    def set_passes(self, *, frames_per_call: int = 0, recompute: bool = False) -> None:
+        """Clips pass in portions of so many frames, whole clips (0: all at once). recompute: activations are computed again
+        in the backward pass: those of a portion, or where there are none, those inside each block."""
+        self.clip_pass = ClipPass(frames_per_call=frames_per_call, recompute_portions=recompute and frames_per_call > 0)
+        if recompute and not frames_per_call:
+            recompute_blocks(self)
 
     def compile_passes(self) -> None:
         """Has torch.compile make faster forms of `features` and `feature_maps`; names of weights stay as they are."""

@@ -74,3 +74,13 @@ if __name__ == "__main__":
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(columns)
         rows.writerows([name, *dataclasses.astuple(measure(name))] for name in BACKBONES)
+
+
+def print_backbones() -> None:
+    """The table's names with what they take and give."""
+    print("backbones (--backbone): clip, parameters, multiply-accumulates, steps x width of the features")
+    for name, cost in figures().items():
+        print(
+            f"  {name:18}{cost.frames:4} x {cost.size:3} px{cost.parameters / 1e6:9.2f} M{cost.macs / 1e9:9.1f} G"
+            f"{cost.steps:6} x {cost.feature_dim}"
+        )

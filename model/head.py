@@ -17,7 +17,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from backbones import Backbone, build_backbone
-from backbones.passes import ClipPass, recompute_blocks
 
 
 class CNN_FSHead(nn.Module):
@@ -42,12 +41,7 @@ class CNN_FSHead(nn.Module):
             pretrained=args.pretrained_backbone or not args.no_pretrained,
             **args.backbone_options,
         )
-        self.backbone.clip_pass = ClipPass(
-            frames_per_call=args.frames_per_call,
-            recompute_portions=bool(args.frames_per_call) and args.checkpoint_activations,
-        )
-        if args.checkpoint_activations and not args.frames_per_call:
-            recompute_blocks(self.backbone)
+        self.backbone.set_passes(frames_per_call=args.frames_per_call, recompute=args.checkpoint_activations)
         self.num_steps = self.backbone.num_steps(args.seq_len)
         self.separate_backbone_calls = args.separate_backbone_calls
         self.freeze_batch_norm = args.bn == "frozen"

@@ -185,7 +185,7 @@ def test_multi_label_are_ones_among_zeros_and_mirrored_together(tmp_path: Path, 
 def test_videos_without_labels_can_be_tested_and_not_trained_on(tmp_path: Path, still: ListedVideos) -> None:
     (tmp_path / "test.txt").write_text("a 1 1\nb 1 1\n")
     listed = ListedVideos.open(tmp_path / "test.txt", tmp_path, form="unlabelled", classes=still.classes)
-    assert [int(item["label"]) for item in read_views(view_dataset(listed))] == [-1, -1]
+    assert [int(item["label"]) for item in read_views(view_dataset(listed), [0, 1])] == [-1, -1]
     with pytest.raises(UserError, match="test holds videos without a label"):
         clip_dataset(listed)
 
@@ -305,7 +305,7 @@ def test_processes_share_the_videos_without_one_missing_or_twice(
     data = view_dataset(videos, rule="study", num_clips=2)
     read: dict[int, dict[str, Any]] = {}
     for rank in range(world_size):
-        shard = list(read_views(data, rank=rank, world_size=world_size, num_workers=num_workers))
+        shard = list(read_views(data, range(rank, len(data), world_size), num_workers=num_workers))
         assert [item["index"] for item in shard] == list(range(rank, len(CLASSES["val"]) * VIDEOS, world_size))
         read.update((item["index"], item) for item in shard)
     assert sorted(read) == list(range(len(videos)))
@@ -353,7 +353,7 @@ def damaged(own_dataset: Path) -> SplitVideos:
 def test_a_bad_video_stops_with_its_name_and_no_trace(damaged: SplitVideos, num_workers: int) -> None:
     for items in (
         read_batches(clip_dataset(damaged), range(3), batch_size=56, num_workers=num_workers),
-        read_views(view_dataset(damaged), num_workers=num_workers),
+        read_views(view_dataset(damaged), range(len(damaged)), num_workers=num_workers),
     ):
         with pytest.raises(BadVideo, match=r"_000/\d\.jpg is damaged") as error:
             list(items)
@@ -377,7 +377,7 @@ def test_in_training_another_video_stands_in_with_its_own_label(damaged: SplitVi
 
 
 def test_in_tests_a_bad_video_has_no_views(damaged: SplitVideos) -> None:
-    items = list(read_views(view_dataset(damaged, on_bad_video="skip", num_crops=3, num_clips=2)))
+    items = list(read_views(view_dataset(damaged, on_bad_video="skip", num_crops=3, num_clips=2), range(len(damaged))))
     assert len(items) == len(damaged)
     for item in items:
         bad = item["video"].endswith("_000")

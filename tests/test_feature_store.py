@@ -240,7 +240,7 @@ def test_a_frozen_run_goes_on_exactly(
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give another --features"):
+    with pytest.raises(UserError, match="give another folder"):
         FeatureStore(tmp_path / "file", {}, Split.open(dataset, "val"), (1,))
 
 

@@ -30,7 +30,10 @@ ALLOWED = {
     "evaluation": {"utils"},
     "processes": {"utils"},
     "training": {"utils", "frame_sources", "processes"},
-    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader", "processes"},
+    "row_store": {"utils"},
+    "recogniser": {"backbones"},
+    "view_scores": {"utils"},
+    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader", "processes", "row_store"},
     "model": {"backbones", "utils"},
     "arn": {"model", "backbones", "utils"},
 }

@@ -1,0 +1,135 @@
+"""What a recogniser said of every view of every test video, and what follows from it: fused scores and accuracies.
+
+Letters: V videos, A views of each (crops times clips), C classes, L most labels of a video.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils import UserError, accuracy_interval, atomic_write
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewScores:
+    """logits float32 (V, A, C) of the views of `videos`; labels int64 (V, L), -1 where there is none.
+
+    protocol: how the views were taken, in words. multi_label: a video may have any number of labels.
+    """
+
+    videos: list[str]
+    classes: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+    protocol: str
+    multi_label: bool = False
+
+    def fused(self, fusion: str = "logits") -> np.ndarray:
+        """Scores (V, C): the mean over views of logits, or of probabilities."""
+        views = self.logits if fusion == "logits" else torch.from_numpy(self.logits).softmax(dim=-1).numpy()
+        return views.mean(axis=1)
+
+    def summary(self, fusion: str = "logits") -> dict[str, Any]:
+        """Percentages over the videos that have a label: top-1 with its 95 % interval, top-5, the mean of the classes'
+        accuracies; of videos with several labels the mean average precision over classes."""
+        return summary(self.fused(fusion), self.labels, multi_label=self.multi_label)
+
+    def save(self, path: Path) -> None:
+        with atomic_write(path) as file:
+            np.savez(
+                file,
+                videos=np.array(self.videos),
+                classes=np.array(self.classes),
+                labels=self.labels,
+                logits=self.logits,
+                protocol=np.array(self.protocol),
+                multi_label=np.array(self.multi_label),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> ViewScores:
+        """Raises UserError when there is no such file, or it is another."""
+        try:
+            with np.load(path) as file:
+                return cls(
+                    videos=file["videos"].tolist(),
+                    classes=file["classes"].tolist(),
+                    labels=file["labels"],
+                    logits=file["logits"],
+                    protocol=str(file["protocol"]),
+                    multi_label=bool(file["multi_label"]),
+                )
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"could not read scores from {path} ({error}): expected scores.npz of a test by run_supervised.py"
+            ) from error
+
+
+def summary(scores: np.ndarray, labels: np.ndarray, *, multi_label: bool = False) -> dict[str, Any]:
+    """What `ViewScores.summary` says, of scores (V, C) and labels (V, L)."""
+    known = (labels >= 0).any(axis=1)
+    if not known.any():
+        return {}
+    scores, labels = scores[known], labels[known]
+    if multi_label:
+        return {"videos": len(scores), "mean_average_precision": mean_average_precision(scores, labels)}
+    right = 100.0 * (scores.argmax(axis=1) == labels[:, 0])
+    accuracy, ci95 = accuracy_interval(right)
+    classes = class_accuracies(scores.argmax(axis=1), labels[:, 0], scores.shape[1])
+    return {
+        "videos": len(scores),
+        "accuracy": accuracy,
+        "ci95": ci95,
+        "top5": 100 * float(in_top(scores, labels[:, 0], 5).mean()),
+        "mean_class_accuracy": float(np.nanmean(classes)),
+    }
+
+
+def in_top(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Whether fewer than k classes have a score above the label's, bool (V,)."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    return (scores > own).sum(axis=1) < k
+
+
+def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Percent of each class's videos that were recognised, (C,); nan where a class has none."""
+    asked = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    return 100 * np.divide(right, asked, out=np.full(num_classes, np.nan), where=asked > 0)
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Percent: the mean over classes of the precision at each of the class's videos, ordered by score (VOC 2010's area)."""
+    wanted = np.zeros(scores.shape, dtype=bool)
+    rows, columns = np.nonzero(labels >= 0)
+    wanted[rows, labels[rows, columns]] = True
+    order = np.argsort(-scores, axis=0, kind="stable")
+    hits = np.take_along_axis(wanted, order, axis=0)
+    precision = hits.cumsum(axis=0) / np.arange(1, len(scores) + 1)[:, None]
+    present = hits.any(axis=0)
+    return float(100 * ((precision * hits).sum(axis=0)[present] / hits.sum(axis=0)[present]).mean())
+
+
+def save_predictions(
+    path: Path, videos: Sequence[str], classes: Sequence[str], labels: np.ndarray, scores: np.ndarray
+) -> None:
+    """One row per video: its name, true classes, the five best in order, and the share of probability of the first."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["video", "true", "predicted", "confidence", "top5"])
+    confidence = torch.from_numpy(scores).softmax(dim=-1).amax(dim=-1).tolist()
+    for video, own, values, share in zip(videos, labels, scores, confidence, strict=True):
+        best = np.argsort(-values, kind="stable")[:5]
+        true = ";".join(classes[label] for label in own if label >= 0)
+        rows.writerow([video, true, classes[best[0]], f"{share:.6f}", ";".join(classes[label] for label in best)])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode(errors="surrogateescape"))
