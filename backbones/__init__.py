@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import blvnet, i3d, lsnet, resnet2d, resnet3d, s3d, tam, tsm
+from backbones import blvnet, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
 from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
@@ -57,6 +57,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tam_inception_v1": BackboneEntry(tam.inception_v1, INCEPTION),
     **per_depth("blvnet_tam{}", blvnet.blvnet_tam, (50, 101, 152), frames=16),
     **per_depth("lsnet_resnet{}", lsnet.resnet, (18, 34, 50, 101, 152), RESNET, frames=24),
+    **per_depth("tdn_resnet{}", tdn.resnet, (50, 101), RESNET, frames=40),
+    **per_depth("msn_resnet{}", msn.resnet, (50, 101), RESNET, frames=40),
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
     **per_depth("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
     **per_depth("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),

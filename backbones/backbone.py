@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     Attributes: `feature_dim` is D. `input_spec` says what the frames must be like. `seq_len` is T of the clips that
     come flattened, as the TRX-style libraries pass them: frames (N*T, 3, H, W) -> (N*S, D, 1, 1). `frames_per_step` is
     how many neighbouring frames the network wants of every segment of a video: 1, unless it looks at short motion
-    (LSNet, TDN). `clip_pass` is the way in which its owner lets clips go through it.
+    (LSNet, TDN, MSN). `clip_pass` is the way in which its owner lets clips go through it.
     """
 
     feature_dim: int
@@ -85,7 +85,12 @@ class OverFrames(nn.Module):
 
 
 class Added(nn.Module):
-    """A part that the image network under a backbone does not have: that network's weights may leave it as it is."""
+    """A part that the image network under a backbone does not have: that network's weights may leave it as it is.
+
+    starts_as: names of layers of the part that start with the weights of the image network's layers of these names.
+    """
+
+    starts_as: tuple[str, ...] = ()
 
 
 class Temporal(OverFrames, Added):
@@ -140,6 +145,31 @@ class FrameBackbone(Backbone):
     def feature_maps(self, clips: Tensor) -> Tensor:
         maps = over_frames(self.net, rearrange(clips, "n t c h w -> (n t) c h w"), len(clips))
         return rearrange(maps, "(n s) d h w -> n d s h w", n=len(clips))
+
+
+class StackBackbone(FrameBackbone):
+    """A 2D network over stacks of neighbouring frames in the place of single ones: T = S * `stack`.
+
+    The frames of a stack lie one after the other in the channels: (N*S, stack*C, H, W) -> (N*S, D, h, w).
+    """
+
+    def __init__(
+        self, net: nn.Module, *, feature_dim: int, input_spec: InputSpec, seq_len: int, stack: int, frames_per_step: int
+    ) -> None:
+        self.stack = stack
+        self.frames_per_step = frames_per_step
+        super().__init__(net, feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
+
+    def num_steps(self, seq_len: int) -> int:
+        if seq_len % self.stack:
+            raise UserError(
+                f"the backbone takes stacks of {self.stack} frames, found {seq_len}: give a --seq_len of full stacks, "
+                f"{self.stack} frames for every step"
+            )
+        return super().num_steps(seq_len // self.stack)
+
+    def feature_maps(self, clips: Tensor) -> Tensor:
+        return super().feature_maps(rearrange(clips, "n (s f) c h w -> n s (f c) h w", f=self.stack))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

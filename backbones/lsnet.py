@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from backbones import resnet2d, tam, tsm
-from backbones.backbone import FrameBackbone, FrameNet, one_of
+from backbones.backbone import FrameBackbone, FrameNet, StackBackbone, one_of
 from transforms import InputSpec
 from utils import UserError
 
@@ -23,7 +23,7 @@ GREY = InputSpec(mean=(0.449, 0.449, 0.449), std=(0.226, 0.226, 0.226), frames=2
 LUMA = (0.299, 0.587, 0.114)
 
 
-class LSNet(FrameBackbone):
+class LSNet(StackBackbone):
     """A 2D network over stacks of F grey frames in the place of RGB frames: T = S * F frames, one stack per step.
 
     The first convolution takes F channels. `frames_per_step` neighbouring frames come from one segment of the video;
@@ -31,24 +31,22 @@ class LSNet(FrameBackbone):
     """
 
     def __init__(self, net: FrameNet, *, feature_dim: int, seq_len: int, frames_per_step: int, fuse: bool) -> None:
-        self.frames_per_step = frames_per_step
-        self.stack = seq_len if fuse else frames_per_step
-        stem = nn.Conv2d(self.stack, 64, 7, stride=2, padding=3, bias=False)
+        stack = seq_len if fuse else frames_per_step
+        stem = nn.Conv2d(stack, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         net.set_submodule("conv1", stem)
-        super().__init__(net, feature_dim=feature_dim, input_spec=GREY, seq_len=seq_len)
-
-    def num_steps(self, seq_len: int) -> int:
-        if seq_len % self.stack:
-            raise UserError(
-                f"LSNet takes stacks of {self.stack} frames, found {seq_len}: give a --seq_len of full stacks"
-            )
-        return super().num_steps(seq_len // self.stack)
+        super().__init__(
+            net,
+            feature_dim=feature_dim,
+            input_spec=GREY,
+            seq_len=seq_len,
+            stack=stack,
+            frames_per_step=frames_per_step,
+        )
 
     def feature_maps(self, clips: Tensor) -> Tensor:
         weights = rearrange(clips.new_tensor(LUMA), "c -> c 1 1")
-        grey = reduce(clips * weights, "n t c h w -> n t h w", "sum")
-        return super().feature_maps(rearrange(grey, "n (s f) h w -> n s f h w", f=self.stack))
+        return super().feature_maps(reduce(clips * weights, "n t c h w -> n t 1 h w", "sum"))
 
 
 def resnet(

@@ -3,7 +3,7 @@
 The Linux wheel of torchvision on PyPI is built for CUDA. Beside a CPU-only torch its compiled part cannot load, and
 `import torchvision` stops with "operator torchvision::nms does not exist", because Python code of torchvision attaches
 itself to two operators of that part. Their schemas alone are enough for models and transforms, so they are declared
-here, and only when they are missing; the operators themselves stay unavailable.
+here, and only when they are missing; the operators themselves stay unavailable, as HAS_OPERATORS says.
 """
 
 import torch
@@ -18,6 +18,9 @@ except RuntimeError as error:
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
-import torchvision.models  # the submodule, so that users of this file find it
+import torchvision.models  # the submodules, so that users of this file find them
+import torchvision.ops
 
-__all__ = ["torchvision"]
+HAS_OPERATORS = hasattr(torch.ops.torchvision, "deform_conv2d")
+
+__all__ = ["HAS_OPERATORS", "torchvision"]

@@ -35,6 +35,20 @@ RENAMES = (
     (r"^bn_l2\.", "layer0.little_e.1."),
     (r"^bl_init\.", "layer0.fusion.0."),
     (r"^bn_bl_init\.", "layer0.fusion.1."),
+    (r"^conv1_5\.0\.", "short.conv1."),  # TDN: its path of differences
+    (r"^conv1_5\.1\.", "short.bn1."),
+    (r"^resnext_layer1\.", "short.layer1."),
+    (r"^(layer\d)_bak\.", r"\1."),
+    (r"\.shift\.conv\.", ".middle.shift."),  # TDN: between steps
+    (r"\.mse\.conv1\.", ".middle.difference.squeeze.0."),
+    (r"\.mse\.bn1\.", ".middle.difference.squeeze.1."),
+    (r"\.mse\.conv2\.", ".middle.difference.smooth."),
+    (r"\.mse\.conv3_smallscale2\.", ".middle.difference.coarse.1."),
+    (r"\.mse\.bn3_smallscale2\.", ".middle.difference.coarse.2."),
+    (r"\.mse\.conv3_smallscale4\.", ".middle.difference.fine.0."),
+    (r"\.mse\.bn3_smallscale4\.", ".middle.difference.fine.1."),
+    (r"\.mse\.conv3\.", ".middle.difference.expand.0."),
+    (r"\.mse\.bn3\.", ".middle.difference.expand.1."),
     (r"\bconv(\d?)_t\.", r"conv\1.temporal.conv."),  # IBM: the halves of S3D's convolutions
     (r"\bbn(\d?)_t\.", r"conv\1.temporal.bn."),
     (r"\bconv(\d?)\.weight$", r"conv\1.spatial.weight"),  # image networks and IBM: the first half
@@ -75,16 +89,18 @@ def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
 def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflation: str = "mean") -> LoadReport:
     """Copies `state` into `net` by name; classifier tensors of the file may be left over.
 
-    Weights of an image network fit the video networks made from it: what those add (see `backbone.Added`) may be
-    missing and is reported, 2D kernels are spread over time. inflation: 'mean' divides by the kernel's frames, so that
-    a still clip gives what the image gave; 'repeat' does not; 'center' puts the image's weights into the middle frame.
+    Weights of an image network fit the video networks made from it: 2D kernels are spread over time, and what these
+    networks add (see `backbone.Added`) starts with copies of the image's weights or may be missing, which is reported.
+    inflation: 'mean' divides by the kernel's frames, so that a still clip gives what the image gave; 'repeat' does not;
+    'center' puts the image's weights into the middle frame.
 
     Raises UserError when a tensor has another shape, or when the file lacks any other weight: a backbone that is half
     pretrained is never what was wanted.
     """
     one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
-    found = {own_name(name, own): tensor for name, tensor in plain_blocks(joined_taps(state)).items()}
+    state = folded_biases(plain_blocks(joined_taps(state)))
+    found = with_copies({own_name(name, own): tensor for name, tensor in state.items()}, net)
     matched = {name: fitted(found[name], own[name], inflation) for name in own if name in found}
     for name, tensor in matched.items():
         if own[name].shape != tensor.shape:
@@ -146,6 +162,32 @@ def plain_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return f"features.{match[1]}.conv.{rows[match[2]]}."
 
     return {re.sub(r"features\.(\d+)\.conv\.(\d)\.", nested, name): tensor for name, tensor in state.items()}
+
+
+def folded_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TDN as its authors keep it, without the biases of its convolutions and without a first one that never ran.
+
+    A batch norm follows each of these convolutions: less bias is a smaller running mean.
+    """
+    if not any("resnext_layer1." in name for name in state):
+        return state
+    folded = {name: tensor for name, tensor in state.items() if "conv1_temp." not in name}
+    for name in state:
+        if conv := re.fullmatch(r"(.*\.)(?:conv(\d)|downsample\.0)\.bias", name):
+            mean = f"{conv[1]}bn{conv[2]}.running_mean" if conv[2] else f"{conv[1]}downsample.1.running_mean"
+            if mean in folded:
+                folded[mean] = folded[mean] - folded.pop(name)
+    return folded
+
+
+def with_copies(found: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """`found`, and what parts of the network start with that are not in it at all (see `backbone.Added`)."""
+    copies: dict[str, Tensor] = {}
+    for part, module in net.named_modules():
+        if isinstance(module, Added) and not any(name.startswith(f"{part}.") for name in found):
+            layers = tuple(f"{layer}." for layer in module.starts_as)
+            copies |= {f"{part}.{name}": tensor for name, tensor in found.items() if name.startswith(layers)}
+    return found | copies
 
 
 def fitted(weight: Tensor, like: Tensor, inflation: str) -> Tensor:
