@@ -151,19 +151,16 @@ class LearnedShift(Temporal):
     def __init__(self, channels: int) -> None:
         super().__init__()
         fold = channels // 8
-        weight = torch.zeros(channels, 1, 3)
-        weight[:fold, :, 2] = 1
-        weight[fold : 2 * fold, :, 0] = 1
-        weight[2 * fold :, :, 1] = 1
-        self.weight = nn.Parameter(weight)
+        self.mix = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), groups=channels, bias=False)
+        with torch.no_grad():
+            self.mix.weight.zero_()
+            self.mix.weight[:fold, :, 2] = 1
+            self.mix.weight[fold : 2 * fold, :, 0] = 1
+            self.mix.weight[2 * fold :, :, 1] = 1
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
-        steps = rearrange(maps, "(n s) c h w -> n s c h w", n=clips)
-        before, now, after = rearrange(self.weight.to(maps.dtype), "c 1 k -> k c 1 1")
-        mixed = steps * now
-        mixed[:, 1:] += steps[:, :-1] * before
-        mixed[:, :-1] += steps[:, 1:] * after
-        return rearrange(mixed, "n s c h w -> (n s) c h w")
+        mixed = self.mix(rearrange(maps, "(n s) c h w -> n c s (h w)", n=clips))
+        return rearrange(mixed, "n c s (h w) -> (n s) c h w", h=maps.shape[-2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from backbones.backbone import Added, one_of
@@ -39,7 +39,7 @@ RENAMES = (
     (r"^conv1_5\.1\.", "short.bn1."),
     (r"^resnext_layer1\.", "short.layer1."),
     (r"^(layer\d)_bak\.", r"\1."),
-    (r"\.shift\.conv\.", ".middle.shift."),  # TDN: between steps
+    (r"\.shift\.conv\.", ".middle.shift.mix."),  # TDN: between steps
     (r"\.mse\.conv1\.", ".middle.difference.squeeze.0."),
     (r"\.mse\.bn1\.", ".middle.difference.squeeze.1."),
     (r"\.mse\.conv2\.", ".middle.difference.smooth."),
@@ -173,7 +173,7 @@ def folded_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     folded = {name: tensor for name, tensor in state.items() if "conv1_temp." not in name}
     for name in state:
-        if conv := re.fullmatch(r"(.*\.)(?:conv(\d)|downsample\.0)\.bias", name):
+        if conv := re.fullmatch(r"(.*\.|)(?:conv(\d)|downsample\.0)\.bias", name):
             mean = f"{conv[1]}bn{conv[2]}.running_mean" if conv[2] else f"{conv[1]}downsample.1.running_mean"
             if mean in folded:
                 folded[mean] = folded[mean] - folded.pop(name)
@@ -196,6 +196,8 @@ def fitted(weight: Tensor, like: Tensor, inflation: str) -> Tensor:
         weight = over_time(weight, like.shape[2], inflation)
     if weight.ndim == 5 and like.ndim == 4 and weight.shape[2] == 1:
         weight = weight[:, :, 0]
+    if weight.ndim == 3 and like.ndim == 4:
+        weight = rearrange(weight, "o i t -> o i t 1")
     if weight.ndim >= 4 and weight.shape[1] == 3 and like.shape[1] != 3:
         weight = repeat(weight.mean(dim=1), "o ... -> o i ...", i=like.shape[1])
     return weight
