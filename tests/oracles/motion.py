@@ -8,7 +8,6 @@ Maps of a step are (C, h, w).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -104,7 +103,7 @@ def learned_shift(steps: Steps, state: State) -> Steps:
 def value_at(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """The channels (C,) of maps (C, h, w) at a place between cells, bilinearly; zeros lie around them."""
     value = torch.zeros(len(x), dtype=x.dtype)
-    top, left = math.floor(row), math.floor(column)
+    top, left = int(row.detach().floor()), int(column.detach().floor())
     for i in (top, top + 1):
         for j in (left, left + 1):
             if 0 <= i < x.shape[1] and 0 <= j < x.shape[2]:
