@@ -1,8 +1,10 @@
 """Parameters and multiply-accumulates of every published form, on the meta device: nothing is computed."""
 
 import pytest
+import torch
+from torch import nn
 
-from backbones import BACKBONES
+from backbones import BACKBONES, build_backbone
 from backbones.figures import Figures, figures, measure
 
 
@@ -116,6 +118,49 @@ OTHERS = [
 @pytest.mark.parametrize(("name", "options", "frames", "size", "parameters", "macs"), OTHERS)
 def test_other_published_forms_have_their_figures(name, options, frames, size, parameters, macs):
     assert count(name, frames, size, **options) == (parameters, macs)
+
+
+# TDN, and MSN without what its batch norms and differences cancel: classes of the classifier, parameters with it, and
+# multiply-accumulates in units of 10^9 as the authors' networks have them.
+DIFFERENCES = [
+    ("tdn_resnet50", {}, 40, 224, 174, 24_382_606, 35.64),
+    ("tdn_resnet50", {}, 40, 224, 400, 24_845_680, 35.64),
+    ("tdn_resnet50", {}, 80, 224, 174, 24_382_606, 71.28),
+    ("tdn_resnet50", {}, 40, 256, 174, 24_382_606, 46.55),
+    ("tdn_resnet101", {}, 40, 224, 174, 43_618_174, 65.84),
+    ("tdn_resnet101", {}, 80, 224, 174, 43_618_174, 131.7),
+    ("msn_resnet50", {}, 40, 224, 174, 30_936_210, 58.08),
+    ("msn_resnet50", {"variant": "released"}, 80, 224, 174, 30_936_210, 116.17),
+    ("msn_resnet101", {}, 40, 224, 400, 56_833_528, 96.64),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "frames", "size", "classes", "parameters", "gigamacs"), DIFFERENCES)
+def test_networks_of_differences_have_the_authors_figures(name, options, frames, size, classes, parameters, gigamacs):
+    found, macs = count(name, frames, size, **options)
+    assert found + classifier(2048, classes) == parameters
+    if name.startswith("msn"):  # the authors convolve three frames and then two of them, here it is two and one
+        macs += frames // 5 * 112**2 * (7**2 * 3 * 16 + 5**2 * 16 * 64)
+    assert macs / 1e9 == pytest.approx(gigamacs, rel=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "released"), [("msn_resnet50", 174, 31_017_762), ("msn_resnet101", 400, 56_948_808)]
+)
+def test_the_released_msn_has_these_parameters_beside_biases_without_effect_and_two_layers_that_never_run(
+    name, classes, released
+):
+    with torch.device("meta"):
+        net = build_backbone(name, seq_len=40, variant="released").net
+    cancelled = sum(
+        module.out_channels
+        for module in net.modules()
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.bias is None and module.groups == 1
+    )
+    cancelled -= net.short.over_one.out_channels + net.short.over_two.out_channels  # they have none there either
+    stem, inflated_stem = 64 * (3 * 7**2 + 1), 64 * (12 * 7**2 + 2)
+    found = sum(parameter.numel() for parameter in net.parameters())
+    assert found + cancelled + stem + inflated_stem + classifier(2048, classes) == released
 
 
 def test_shortcut_a_saves_the_parameters_of_the_projections():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import build_backbone
+from backbones import BACKBONES, build_backbone
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
 from utils import UserError
@@ -16,7 +16,7 @@ from utils import UserError
 def trained_and_empty(name: str) -> tuple[nn.Module, nn.Module]:
     """A network with random weights, and the same with zeros."""
     torch.manual_seed(0)
-    trained = build_backbone(name, seq_len=8, **OPTIONS.get(name, {})).net
+    trained = build_backbone(name, seq_len=BACKBONES[name].frames, **OPTIONS.get(name, {})).net
     empty = copy.deepcopy(trained)
     for tensor in empty.state_dict().values():
         tensor.zero_()
@@ -103,6 +103,37 @@ def as_hara(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"arch": "resnet-18", "state_dict": named | {"module.fc.weight": torch.zeros(400, 512)}}
 
 
+def as_tdn(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """TDN's authors give their convolutions biases, and keep a first convolution twice."""
+    parts = {"squeeze.0": "conv1", "squeeze.1": "bn1", "smooth": "conv2", "expand.0": "conv3", "expand.1": "bn3"}
+    parts |= {"coarse.1": "conv3_smallscale2", "coarse.2": "bn3_smallscale2"}
+    parts |= {"fine.0": "conv3_smallscale4", "fine.1": "bn3_smallscale4"}
+    named = {}
+    for name, tensor in state.items():
+        if ".middle.shift.mix." in name:
+            name, tensor = name.replace("middle.shift.mix", "shift.conv"), tensor[..., 0]
+        elif link := re.match(r"(.*)\.middle\.difference\.(.*)\.(\w+)$", name):
+            name = f"{link[1]}.mse.{parts[link[2]]}.{link[3]}"
+        elif norm := re.match(r"((?!short\.bn1).*)(bn\d|downsample\.1)\.running_mean$", name):
+            conv = norm[2].replace("bn", "conv").replace(".1", ".0")
+            bias = named[as_tdn_layer(f"{norm[1]}{conv}.bias")] = torch.rand(len(tensor))
+            tensor = tensor + bias
+        named[as_tdn_layer(name)] = tensor
+    named |= {"module.base_model.conv1_temp.weight": torch.rand(64, 3, 7, 7)}
+    named |= {"module.base_model.conv1_temp.bias": torch.rand(64)}
+    named |= {"module.new_fc.weight": torch.zeros(174, 2048), "module.new_fc.bias": torch.zeros(174)}
+    assert len(named) == 789  # as many as there are in a released file of ResNet-50
+    return {"epoch": 60, "arch": "resnet50", "state_dict": named, "best_prec1": 1.0}
+
+
+def as_tdn_layer(name: str) -> str:
+    name = re.sub(r"^short\.conv1\.", "conv1_5.0.", name)
+    name = re.sub(r"^short\.bn1\.", "conv1_5.1.", name)
+    name = re.sub(r"^short\.layer1\.", "resnext_layer1.", name)
+    name = re.sub(r"^(layer\d)\.", r"\1_bak.", name)
+    return f"module.base_model.{name}"
+
+
 PUBLISHED = {
     "tsm_resnet50": as_tsm,
     "tsm_resnet18": as_tsm_of_whole_blocks,
@@ -114,6 +145,7 @@ PUBLISHED = {
     "s3d_inception_v1": as_ibm,
     "blvnet_tam50": as_blvnet,
     "resnet3d18": as_hara,
+    "tdn_resnet50": as_tdn,
 }
 
 
@@ -144,6 +176,8 @@ def test_a_published_checkpoint_loads_whole(name, tmp_path):
         ("s3d_resnet18", {}, r"layer\d\.\d\.conv\d\.temporal\.(conv|bn)\.\w+"),
         ("s3d_inception_v1", {}, r".*\bconv\.temporal\.(conv|bn)\.\w+"),
         ("lsnet_resnet18", {"num_frame": 4}, r"nothing"),
+        ("tdn_resnet50", {}, r"short\.bn1\.\w+|layer[234]\.\d\.middle\.(difference|shift)\.[.\w]+"),
+        ("msn_resnet50", {}, r"short\.(over|norm|frame)[.\w]+|layer[234]\.\d\.middle\.(difference|shift)\.[.\w]+"),
     ],
 )
 def test_image_weights_fill_all_but_what_is_added(name, options, added):
@@ -151,7 +185,7 @@ def test_image_weights_fill_all_but_what_is_added(name, options, added):
     torch.manual_seed(0)
     extra = {"init_weights": False, "aux_logits": True} if source == "googlenet" else {}
     state = getattr(torchvision.models, source)(weights=None, **extra).state_dict()
-    net = build_backbone(name, seq_len=8, **options).net
+    net = build_backbone(name, seq_len=BACKBONES[name].frames, **options).net
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     report = load_weights(net, state, "images")
     assert report.unexpected == []
@@ -160,7 +194,8 @@ def test_image_weights_fill_all_but_what_is_added(name, options, added):
     for key in report.missing:
         assert torch.equal(net.state_dict()[key], before[key])
     heads = ("fc.", "aux1.", "aux2.")
-    assert len(report.loaded) == len([key for key in state if not key.startswith(heads)])
+    copies = [key for key in report.loaded if key.startswith("short.")]
+    assert len(report.loaded) - len(copies) == len([key for key in state if not key.startswith(heads)])
 
 
 def test_a_first_convolution_over_other_channels_starts_from_the_mean_over_colours():
@@ -169,6 +204,29 @@ def test_a_first_convolution_over_other_channels_starts_from_the_mean_over_colou
     load_weights(net, state, "images")
     for channel in range(5):
         torch.testing.assert_close(net["conv1"].weight[:, channel], state["conv1.weight"].mean(1))
+
+
+@pytest.mark.parametrize("name", ["tdn_resnet50", "msn_resnet50"])
+def test_the_path_of_differences_starts_with_copies_of_the_image_networks_layers(name):
+    torch.manual_seed(0)
+    state = torchvision.models.resnet50().state_dict()
+    net = build_backbone(name, seq_len=40).net
+    assert not torch.equal(net["layer1"]["0"].conv1.weight, net.short.layer1["0"].conv1.weight)
+    report = load_weights(net, state, "images")
+    own = net.state_dict()
+    copied = {key.removeprefix("short.") for key in report.loaded if key.startswith("short.")}
+    layer1 = {key for key in state if key.startswith("layer1.")}
+    assert copied == layer1 | ({"conv1.weight"} if name == "tdn_resnet50" else set())
+    for key in layer1:
+        assert torch.equal(own[f"short.{key}"], state[key])
+        assert torch.equal(own[key], state[key])
+    if name == "tdn_resnet50":
+        for channel in range(12):
+            torch.testing.assert_close(own["short.conv1.weight"][:, channel], state["conv1.weight"].mean(1))
+    # A file that has the path itself, but not all of it, is not completed with copies.
+    lacking = {key: tensor + 1 for key, tensor in own.items() if not key.startswith("short.layer1.0.conv1.")}
+    assert load_weights(net, lacking, "a part").missing == ["short.layer1.0.conv1.weight"]
+    assert torch.equal(net.state_dict()["short.layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
 
 
 def test_the_report_names_what_is_added(tmp_path, capsys):

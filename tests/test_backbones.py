@@ -16,6 +16,7 @@ from backbones import BACKBONES, Backbone, build_backbone, import_from_file
 from backbones.backbone import FrameBackbone
 from backbones.figures import figures
 from backbones.torchvision_video import MViT, VideoSwin
+from run import use_channels_last
 from transforms import InputSpec
 from utils import UserError
 
@@ -84,6 +85,8 @@ TEMPORAL = [
     Case("blvnet_tam50", 4),
     Case("lsnet_resnet18", 6),
     Case("lsnet_resnet18", 6, options={"temporal": "none", "fuse_before_net": True}),
+    Case("tdn_resnet50", 10, 64),
+    Case("msn_resnet50", 10, 64),
     Case("i3d", 4),
     Case("i3d", 8, options={"form": "original", "pooling": "avg"}),
     Case("i3d_resnet18", 4),
@@ -163,8 +166,8 @@ def test_the_order_of_frames_matters_just_where_it_should(case, built):
 
 
 def test_in_either_memory_layout_it_gives_the_same(case, built):
-    five = any(parameter.ndim == 5 for parameter in built.parameters())
-    other = copy.deepcopy(built).to(memory_format=torch.channels_last_3d if five else torch.channels_last)
+    other = copy.deepcopy(built)
+    use_channels_last(other)
     with torch.inference_mode():
         assert difference(other(case.clips(1)), built(case.clips(1))) < 1e-4
 
@@ -205,6 +208,8 @@ def test_the_number_of_frames_is_read_off_the_clip(name):
         ("s3d", {}, 14, 2),
         ("swin3d_t", {}, 7, 4),
         ("lsnet_resnet18", {"num_frame": 5}, 40, 8),
+        ("tdn_resnet50", {}, 80, 16),
+        ("msn_resnet50", {}, 10, 2),
     ],
 )
 def test_steps(name, options, frames, steps):
@@ -247,6 +252,11 @@ def test_maps_of_a_transformer_are_its_last_normalised_tokens(name):
         ("mvit_v2_s", {}, 8, "give --seq_len 16"),
         ("blvnet_tam50", {}, 7, "give an even --seq_len"),
         ("lsnet_resnet18", {}, 8, "stacks of 3 frames, found 8"),
+        ("tdn_resnet50", {}, 8, "stacks of 5 frames, found 8: give a --seq_len of full stacks"),
+        ("tdn_resnet50", {"delta": 1}, 40, "no option delta"),
+        ("msn_resnet50", {}, 5, "found one step: give a --seq_len of 10 or more"),
+        ("msn_resnet50", {"variant": "release"}, 40, "did you mean 'released'"),
+        ("msn_resnet50", {"variant": "released"}, 60, "by 8, found 12: give a --seq_len in multiples of 40"),
         ("tsm_resnet18", {"non_local": True}, 8, "give --backbone tsm_resnet50"),
         ("tsm_resnet18", {"place": "blockers"}, 8, "did you mean 'blockres'"),
         ("tam_resnet18", {"blend_frames": 4}, 8, "blend_frames 3, 5 or 7"),
