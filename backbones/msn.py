@@ -3,9 +3,10 @@
 TDN's frame (see tdn.py) with two other modules: a pyramid of differences over one, two and four frames (STP-ME), and
 between steps differences to a next step whose parts deformable convolutions have moved (VS-ME).
 
-The equations are those of the authors' code, and so are the forms: its training leaves every deformable kernel as it
-was drawn, and it lets their sampling start at random places. The `repaired` form trains all of it. No trained weights
-were published, so neither form is known to reach the paper's accuracies.
+Of the paper only the abstract was available to us; the equations are those of its public code. What that code computes
+and trains is the variant `released`: deformable kernels stay as they were drawn, their sampling starts at random
+places, and VS-ME takes 8 steps for a clip. In the variant `repaired` all of it is trained. No trained weights were
+published, so neither is known to reach the paper's accuracies.
 
 Letters: N clips, S steps, F frames of a step, C channels, M = C/4, K taps along a side of a kernel, h w cells of a map.
 """
@@ -25,7 +26,7 @@ from backbones.torchvision_import import HAS_OPERATORS, torchvision
 from utils import UserError
 
 RELEASED_STEPS = 8  # the steps that the released code groups, whatever a clip has
-AFTER: Weights = (0.75, 0.25)
+AFTER: Weights = (0.75, 0.25)  # of the two paths, after the first stage
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ class PyramidModule(MotionPath):
     """STP-ME, spatial-temporal pyramid motion extraction: differences over one, two and four frames, with kernels that
     grow with them: frames (B, F, 3, H, W) -> maps (B, 64, H/4, W/4), and `layer1` takes them on.
 
-    In training, batch norm takes its statistics over all steps at once.
+    In training, batch norm takes its statistics over all steps at once; in the authors' code over one after the other.
     """
 
     def __init__(self, layer1: nn.Module) -> None:
@@ -167,18 +168,16 @@ def resnet(
 ) -> StackBackbone:
     """MSN of ResNet-50 or -101: D = 2048, S = T / 5.
 
-    variant: 'repaired', or 'released', which computes what the authors' code does: deformable kernels are frozen, their
-    sampling starts at random places, and VS-ME takes 8 steps for a clip. alpha, beta: as in tdn.resnet, before the
-    first stage; after it they are 0.75 and 0.25.
+    variant: 'repaired', or 'released', which computes and trains what the authors' code does (see above). alpha, beta:
+    as in tdn.resnet, before the first stage; after it they are 0.75 and 0.25.
     """
     released = one_of("variant", variant, ("repaired", "released")) == "released"
-    own_alpha, own_beta = path_weights(seq_len // FRAMES)
     backbone = two_path_resnet(
         depth,
         seq_len=seq_len,
         short=PyramidModule,
         long=partial(VariableScaleModule, group=RELEASED_STEPS if released else None),
-        before=(own_alpha if alpha is None else alpha, own_beta if beta is None else beta),
+        before=path_weights(seq_len // FRAMES, alpha, beta),
         after=AFTER,
     )
     if released:

@@ -4,8 +4,8 @@ Five neighbouring frames stand for each step. A ResNet sees the middle one; a se
 all five (S-TDM) and joins it before and after the first stage. In the blocks of the other stages, differences between
 steps weigh the features (L-TDM), and a learned shift mixes those of neighbouring steps.
 
-Where the paper leaves a choice, this follows the authors' code (MCG-NJU/TDN). Theirs gives every convolution a bias
-that the batch norm behind it cancels; here there are none, and weights.py folds those of released files.
+Where the paper's text differs from the authors' code (MCG-NJU/TDN), this is the code. It gives the convolutions biases
+that the batch norms behind them cancel; here there are none, and weights.py folds those of released files.
 
 Letters: N clips, S steps, F frames of a step, C channels, M = C/16, h w cells of a map.
 """
@@ -167,9 +167,10 @@ class LearnedShift(Temporal):
 # Backbones
 
 
-def path_weights(steps: int) -> Weights:
-    """The authors' weights of the two paths: equal for eight steps, 3 to 1 for any other number of them."""
-    return (0.5, 0.5) if steps == 8 else (0.75, 0.25)
+def path_weights(steps: int, alpha: float | None, beta: float | None) -> Weights:
+    """`alpha` and `beta`; for one that is unset the authors': equal for eight steps, 3 to 1 for any other number."""
+    own_alpha, own_beta = (0.5, 0.5) if steps == 8 else (0.75, 0.25)
+    return own_alpha if alpha is None else alpha, own_beta if beta is None else beta
 
 
 def two_path_resnet(
@@ -209,8 +210,7 @@ def resnet(depth: int, *, seq_len: int, alpha: float | None = None, beta: float 
     alpha, beta: weights of the frames and of the differences where their paths are added; unset, the authors' for the
     number of steps (see `path_weights`).
     """
-    own_alpha, own_beta = path_weights(seq_len // FRAMES)
-    weights = (own_alpha if alpha is None else alpha, own_beta if beta is None else beta)
+    weights = path_weights(seq_len // FRAMES, alpha, beta)
     return two_path_resnet(
         depth, seq_len=seq_len, short=ShortTermModule, long=LongTermModule, before=weights, after=weights
     )

@@ -128,6 +128,15 @@ def deformable(name: str, **options) -> list[DeformConv2d]:
     return [module for module in build_backbone(name, **options).modules() if isinstance(module, DeformConv2d)]
 
 
+def test_the_pyramid_starts_from_pytorchs_uniform_weights():
+    torch.manual_seed(0)
+    module = PyramidModule(nn.Identity())
+    for conv in (module.over_one, module.frame, module.over_two, module.over_four):
+        bound = conv.weight[0].numel() ** -0.5
+        assert conv.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert conv.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 def test_offsets_start_at_zero_or_in_the_released_form_at_random():
     torch.manual_seed(0)
     repaired = deformable("msn_resnet50", seq_len=40)

@@ -187,6 +187,13 @@ def test_the_learned_shift_starts_as_the_shift_of_tsm():
     assert torch.equal(LearnedShift(19).double()(maps, 2), Shift(8)(maps, 2))
 
 
+def test_the_long_term_module_starts_from_normal_weights_by_fan_out():
+    torch.manual_seed(0)
+    module = LongTermModule(2048)
+    for conv, fan_out in ((module.squeeze[0], 128), (module.smooth, 9 * 128), (module.fine[0], 9 * 128)):
+        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
 def test_without_its_modules_it_is_a_resnet_of_the_middle_frames():
     torch.manual_seed(0)
     resnet50 = torchvision.models.resnet50().eval()
