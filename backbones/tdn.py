@@ -45,8 +45,11 @@ def differences(frames: Tensor) -> Tensor:
     return rearrange(frames[:, 1:] - frames[:, :-1], "b f c h w -> b (f c) h w")
 
 
-class MotionPath(Added):
-    """What sees all frames of a step: frames (B, F, 3, H, W) -> maps (B, 64, h, w), and `layer1` takes them on."""
+class MotionPath(Added, nn.ModuleDict):
+    """What sees all frames of a step: frames (B, F, 3, H, W) -> maps (B, 64, h, w), and `layer1` takes them on.
+
+    A container of its layers as the ResNet beside it is, so that the blocks of `layer1` count as blocks of the network.
+    """
 
     starts_as: tuple[str, ...] = ("layer1",)
 

@@ -10,6 +10,7 @@ from torch import nn
 import run
 from backbones import Backbone, build_backbone
 from backbones.backbone import Keep
+from backbones.passes import blocks_of, recompute_blocks
 from backbones.resnet2d import residual_blocks
 from backbones.tdn import LearnedShift, LongTermModule, ShortTermModule
 from backbones.torchvision_import import torchvision
@@ -269,6 +270,24 @@ def test_a_released_network_computes_the_same_without_its_biases():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Under few-shot methods
+
+
+def test_activations_may_be_computed_again():
+    """Of every block, those of the path of differences too; gradients and running statistics stay as they are."""
+    torch.manual_seed(0)
+    kept = build_backbone("tdn_resnet50", seq_len=10).train()
+    again = copy.deepcopy(kept)
+    recompute_blocks(again)
+    blocks = blocks_of(again)
+    assert all(
+        block in blocks for stage in (*residual_blocks(again), again.net.short.layer1.values()) for block in stage
+    )
+    clips = random(2, 10, 3, 64, 64).float()
+    for backbone in (kept, again):
+        backbone(clips).square().mean().backward()
+    torch.testing.assert_close(dict(again.named_buffers()), dict(kept.named_buffers()))
+    for (parameter, mine), theirs in zip(again.named_parameters(), kept.parameters(), strict=True):
+        assert relative_error(mine.grad, theirs.grad) < 1e-3, parameter
 
 
 @pytest.fixture(scope="module", params=["tdn_resnet50", "msn_resnet50"])

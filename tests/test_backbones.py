@@ -16,7 +16,7 @@ from backbones import BACKBONES, Backbone, build_backbone, import_from_file
 from backbones.backbone import FrameBackbone
 from backbones.figures import figures
 from backbones.torchvision_video import MViT, VideoSwin
-from run import use_channels_last
+from training import use_channels_last
 from transforms import InputSpec
 from utils import UserError
 
