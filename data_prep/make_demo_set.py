@@ -3,6 +3,7 @@
     python data_prep/make_demo_set.py demo                                  # 44 classes x 24 videos x 12 frames, 64 px
     python data_prep/make_demo_set.py demo --picture demo.png               # and a film strip of every class
     python data_prep/make_demo_set.py big --size 112 --frames 32 --videos_per_class 100
+    python data_prep/make_demo_set.py demo_supervised --supervised          # the 32 train classes in train and val
 
 A video of the second class of a pair is drawn as one of the first and then run backwards. So the frames of the two
 classes have the same distribution and only their order tells them apart: a method that averages frames has to guess.
@@ -423,7 +424,21 @@ class Settings(NamedTuple):
     frames: int
     videos_per_class: int
     seed: int
+    supervised: bool = False
     version: int = VERSION
+
+    def record(self) -> dict[str, int]:
+        """What is kept with the set."""
+        return {name: value for name, value in self._asdict().items() if name != "supervised" or value}
+
+    def split_of(self, name: str, index: int) -> str | None:
+        """Where a video belongs: its class's split; of a supervised set, which has the train classes only, three videos
+        in four to train and one to val."""
+        if not self.supervised:
+            return CLASSES[name].split
+        if CLASSES[name].split != "train":
+            return None
+        return "train" if index < self.videos_per_class * 3 // 4 else "val"
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -443,26 +458,26 @@ def claim(out: Path, settings: Settings) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"expected a folder at {out}, found a file; give another OUT")
     if record.exists():
-        if (found := read_json(record)) != settings._asdict():
+        if (found := read_json(record)) != settings.record():
             raise UserError(
-                f"expected {out} to be a demo set of {settings._asdict()}, found {found}; "
+                f"expected {out} to be a demo set of {settings.record()}, found {found}; "
                 "give another OUT, or the settings that were found"
             )
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"expected {out} to be new, empty or a demo set, found other files in it; give another OUT")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(record, settings._asdict())
+        write_json(record, settings.record())
 
 
-def video_folder(out: Path, name: str, index: int) -> Path:
-    return out / CLASSES[name].split / name / f"{name}_{index:04d}"
+def video_folder(out: Path, split: str, name: str, index: int) -> Path:
+    return out / split / name / f"{name}_{index:04d}"
 
 
-def write_video(out: Path, settings: Settings, name: str, index: int) -> None:
+def write_video(out: Path, settings: Settings, split: str, name: str, index: int) -> None:
     """Writes one video's frames as <split>/<class>/<video>/00001.jpg, ...; the folder is there when it is whole."""
     frames = draw_video(name, video_rng(settings.seed, name, index), settings.frames, settings.size)
-    video = video_folder(out, name, index)
+    video = video_folder(out, split, name, index)
     drawn = out / UNFINISHED / video.name
     drawn.mkdir(parents=True)
     for number, frame in enumerate(frames, start=1):
@@ -476,7 +491,8 @@ def make_demo_set(out: Path, settings: Settings, jobs: int = 1) -> int:
     """Draws the videos that `out` lacks, in `jobs` processes, and returns how many these were."""
     claim(out, settings)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    videos = [(name, index) for name in CLASSES for index in range(settings.videos_per_class)]
+    places = ((name, index) for name in CLASSES for index in range(settings.videos_per_class))
+    videos = [(split, *place) for place in places if (split := settings.split_of(*place))]
     missing = [video for video in videos if not video_folder(out, *video).exists()]
     if missing:
         write = functools.partial(write_video, out, settings)
@@ -515,6 +531,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="height and width of a frame, in pixels")
     parser.add_argument("--frames", type=int, default=12, help="frames per video; at least what a method samples")
     parser.add_argument("--videos_per_class", type=int, default=24, help="at least shot + queries per class")
+    parser.add_argument(
+        "--supervised", action="store_true", help="for ordinary recognition: the train classes only, in train and val"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another number draws other videos")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; any number draws the same")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a film strip of every class here")
@@ -523,7 +542,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    settings = Settings(args.size, args.frames, args.videos_per_class, args.seed)
+    settings = Settings(args.size, args.frames, args.videos_per_class, args.seed, args.supervised)
     try:
         check_flags(args)
         drawn = make_demo_set(args.out, settings, args.jobs)
@@ -532,7 +551,8 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    done = f"drew {drawn} videos of {len(CLASSES)} classes" if drawn else "already complete with these settings"
+    count = sum(settings.split_of(name, 0) is not None for name in CLASSES)
+    done = f"drew {drawn} videos of {count} classes" if drawn else "already complete with these settings"
     print(f"{args.out}: {done}")
     return 0
 

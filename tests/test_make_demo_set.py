@@ -169,3 +169,17 @@ def test_picture_shows_every_class(own: Path, tmp_path: Path) -> None:
     with Image.open(picture) as sheet:
         assert sheet.height > 16 * len(ALL_PAIRS)
         assert len(sheet.getcolors(maxcolors=2**20)) > 100
+
+
+def test_a_supervised_set_has_the_train_classes_in_train_and_val(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--size", "16", "--frames", "2", "--videos_per_class", "4", "--jobs", "1"]
+    assert main([str(tmp_path / "set"), *flags, "--supervised"]) == 0
+    assert "drew 128 videos of 32 classes" in capsys.readouterr().out
+    for split, videos in (("train", 3), ("val", 1)):
+        folders = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "set" / split).iterdir()}
+        assert folders == {name: videos for name, role in CLASSES.items() if role.split == "train"}
+    assert not (tmp_path / "set" / "test").exists()
+    assert main([str(tmp_path / "set"), *flags]) == 2
+    assert "expected" in capsys.readouterr().err
