@@ -24,8 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
-from unittest import mock
 
 # Read when torch starts its threads. One that waits in a busy loop slows down whatever else wants its core.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -42,9 +40,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run
 from model import CNN_DualPrototypes, CNN_FSHead
 from model.otam import alignment_cost
-from scripts.command_line import Row, exit_code, new_parser, terminal_table
+from scripts.command_line import exit_code, new_parser, terminal_table
 from scripts.memory import HEADER as MEMORY_HEADER
 from scripts.memory import memory_rows
+from scripts.supervised_speed import supervised_test, supervised_training
+from scripts.timing import (
+    HEADER,
+    SEQ_LEN,
+    WAY,
+    Comparison,
+    cached_in,
+    memory,
+    one_thread,
+    peak_bytes,
+    race,
+    write_videos,
+)
 from tests.oracles import heads as literal_heads
 from tests.oracles import trx_tsn as literal
 from training import autocast, default_device, use_channels_last
@@ -52,98 +63,8 @@ from transforms import ClipTransform
 from video_reader import VideoDataset
 from video_split import Split
 
-WAY, SEQ_LEN = 5, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Ours beside another way of doing the same: seconds of each repetition, or bytes, in the order they were taken."""
-
-    what: str
-    against: str
-    ours: list[float]
-    other: list[float]
-    unit: str = "s"
-
-    def row(self) -> Row:
-        ratios = sorted(other / ours for ours, other in zip(self.ours, self.other, strict=True))
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}" if len(ratios) > 1 else ""
-        return [self.what, self.against, f"{median(ratios):.2f}", spread, self.shown(self.ours), self.shown(self.other)]
-
-    def shown(self, values: Sequence[float]) -> str:
-        return f"{median(values) / 1e6:.0f} MB" if self.unit == "B" else f"{median(values):.3f} s"
-
-
-HEADER = ["what", "against", "ratio", "from, to", "ours", "other"]
-
-
-def race(
-    what: str, against: str, ours: Callable[[], object], other: Callable[[], object], repetitions: int
-) -> Comparison:
-    """Seconds of both, taken in turn, after one run of each that is not counted."""
-    seconds: dict[Callable[[], object], list[float]] = {ours: [], other: []}
-    for repetition in range(repetitions + 1):
-        for work, taken in seconds.items():
-            started = time.perf_counter()
-            work()
-            if repetition > 0:
-                taken.append(time.perf_counter() - started)
-    return Comparison(what, against, seconds[ours], seconds[other])
-
-
-def peak_bytes(work: Callable[[], object]) -> float:
-    """The most that tensors made by `work` occupy at one time, beyond what was there before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]
-    return float(np.cumsum(sizes).max(initial=0))
-
-
-def memory(what: str, against: str, ours: Callable[[], object], other: Callable[[], object]) -> Comparison:
-    return Comparison(what, against, [peak_bytes(ours)], [peak_bytes(other)], unit="B")
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a process that reads episodes ahead."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def cached_in(folder: Path) -> Iterator[None]:
-    """Keeps listings there instead of in the user's cache."""
-    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(folder)):
-        yield
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
-
-
-def textured_picture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Noise of every size, as strong as it is coarse, which a JPEG finds about as hard as a photograph: (side, side, 3)."""
-    picture = np.zeros((side, side, 3))
-    for cell in (2, 4, 8, 16, 32, 64):
-        noise = rng.normal(size=(side // cell + 1, side // cell + 1, 3)) * cell**0.7
-        picture += noise.repeat(cell, axis=0).repeat(cell, axis=1)[:side, :side]
-    return (128 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8)
-
-
-def write_videos(split: Path, *, videos_per_class: int, side: int) -> None:
-    rng = np.random.default_rng(0)
-    for label in range(WAY):
-        for video in range(videos_per_class):
-            folder = split / f"class{label}" / f"video{video}"
-            folder.mkdir(parents=True)
-            for frame in range(SEQ_LEN):
-                data = simplejpeg.encode_jpeg(textured_picture(rng, side), quality=90, colorsubsampling="420")
-                (folder / f"{frame + 1:05d}.jpg").write_bytes(data)
 
 
 def read_with_pillow(folders: Sequence[Path], size: int) -> Tensor:
@@ -445,6 +366,8 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
     "alignment": alignment,
     "training_step": training_step,
     "test_episode": test_episode,
+    "supervised_training": supervised_training,
+    "supervised_test": supervised_test,
     "start_up": start_up,
     "two_processes": two_processes,
 }

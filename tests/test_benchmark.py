@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 
-from scripts import benchmark, memory
+from scripts import benchmark, memory, timing
 
 
 def test_every_section_runs_and_is_in_the_table(capsys):
     assert benchmark.main(["--quick"]) == 0
     table = capsys.readouterr().out
     for what in ("episode of 80 frames", "tsn head, training", "trx head, forward, memory", "training step", "test episode",
-                 "opening 60 videos", "2 processes", torch.__version__):  # fmt: skip
+                 "opening 60 videos", "2 processes", "supervised training step", "6 views", torch.__version__):  # fmt: skip
         assert what in table
 
 
@@ -28,7 +28,7 @@ def test_memory_table_and_computed_peak(capsys):
     computed = memory.computed_peak(flags, 10, 64, lambda head, features: 0.0)
     head = memory.build(flags)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in head.state_dict().values())
-    measured = benchmark.peak_bytes(memory.step(head, 10, 64)) + weights
+    measured = timing.peak_bytes(memory.step(head, 10, 64)) + weights
     assert computed == pytest.approx(measured, rel=0.1)
 
 
@@ -46,7 +46,7 @@ def test_a_race_counts_seconds_of_both_in_turn_after_a_run_of_each():
         order.append(name)
         time.sleep(seconds)
 
-    comparison = benchmark.race("a", "b", lambda: work("ours", 0.01), lambda: work("other", 0.03), 3)
+    comparison = timing.race("a", "b", lambda: work("ours", 0.01), lambda: work("other", 0.03), 3)
     assert order == ["ours", "other"] * 4
     assert len(comparison.ours) == len(comparison.other) == 3
     assert min(comparison.ours) >= 0.01
@@ -54,7 +54,7 @@ def test_a_race_counts_seconds_of_both_in_turn_after_a_run_of_each():
 
 
 def test_ratio_is_the_median_of_pairs():
-    comparison = benchmark.Comparison("ours", "other", ours=[1.0, 2.0, 1.0], other=[3.0, 4.0, 9.0])
+    comparison = timing.Comparison("ours", "other", ours=[1.0, 2.0, 1.0], other=[3.0, 4.0, 9.0])
     assert comparison.row() == ["ours", "other", "3.00", "2.00 to 9.00", "1.000 s", "4.000 s"]
 
 
@@ -68,12 +68,12 @@ def test_peak_memory_is_what_tensors_occupy_at_one_time():
         del kept
         torch.zeros(4 * megabyte)
 
-    assert benchmark.peak_bytes(work) == pytest.approx(5e6, rel=0.01)
+    assert timing.peak_bytes(work) == pytest.approx(5e6, rel=0.01)
 
 
 def test_pillow_form_reads_the_pixels_of_the_dataset(tmp_path):
     """So that both ways do the same work; only crops are drawn differently."""
-    benchmark.write_videos(tmp_path / "train", videos_per_class=2, side=64)
+    timing.write_videos(tmp_path / "train", videos_per_class=2, side=64)
     split = benchmark.Split.open(tmp_path, "train")
     dataset = benchmark.VideoDataset(
         split, way=5, shot=1, queries=1, seq_len=8, transform=benchmark.ClipTransform(56), seed=0
