@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -173,7 +173,7 @@ def read_batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Batches of a training, as `ClipDataset.batch` with the epoch and the step added. Raises BadVideo.
 
     steps: which, counted from 0 over all epochs, so that range(done, total) goes on where a training was stopped.

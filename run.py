@@ -17,7 +17,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ class Learner:
         batches = list(self.processes.deal(left, args.tasks_per_batch, args.tasks_per_call))
         calls = self.training_calls(batches)
         profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
-        with self.bar(args.training_iterations, "train", initial=progress.tasks_done) as bar:
+        with self.bar(args.training_iterations, "train", initial=progress.tasks_done) as bar, closing(calls):
             for batch in batches:
                 with self.termination.deferred():
                     with profile.around_step():
@@ -357,7 +358,7 @@ class Learner:
                     self.run.log(f"no new best in {args.patience} validations: stopped at {progress.tasks_done} tasks")
                     break
 
-    def training_calls(self, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+    def training_calls(self, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
         """The calls of this process: on stored features where the backbone is frozen, else on frames."""
         dataset = self.datasets["train"]
         if not self.args.freeze_backbone:
@@ -743,7 +744,7 @@ class Learner:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", 0))
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as stack:
 
         def program() -> None:
             flags = resumed_if_restarted(argv, build_parser(add_help=False))
@@ -753,11 +754,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return
             adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
             run = RunFolder(args.checkpoint_dir, resume=args.resume_from_checkpoint or adds_test, writes=rank == 0)
-            closing.callback(run.close)
+            stack.callback(run.close)
             processes = Processes(args.timeout)
-            closing.callback(processes.close)
+            stack.callback(processes.close)
             termination = Termination()
-            closing.enter_context(termination)
+            stack.enter_context(termination)
             learner = Learner(args, run, processes, termination)
             run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
             learner.learn()

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ class Trainer:
             world_size=self.processes.size, num_workers=args.num_workers,
         )  # fmt: skip
         profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
-        with self.bar(self.total_steps, "train", "step", initial=progress.steps_done) as bar:
+        with self.bar(self.total_steps, "train", "step", initial=progress.steps_done) as bar, closing(batches):
             for step in steps:
                 with self.termination.deferred():
                     with profile.around_step():
@@ -623,7 +624,7 @@ def said(found: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", 0))
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as stack:
 
         def program() -> None:
             flags = resumed_if_restarted(argv, build_parser(add_help=False))
@@ -634,10 +635,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
             resume = args.resume_from_checkpoint or adds_test
             run = RunFolder(args.checkpoint_dir, resume=resume, writes=rank == 0, columns=COLUMNS)
-            closing.callback(run.close)
+            stack.callback(run.close)
             processes = Processes(args.timeout)
-            closing.callback(processes.close)
-            termination = closing.enter_context(Termination())
+            stack.callback(processes.close)
+            termination = stack.enter_context(Termination())
             trainer = Trainer(args, run, processes, termination)
             run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
             trainer.learn()

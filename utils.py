@@ -82,7 +82,7 @@ def start_reader(worker: int) -> None:
     # One thread: the parallelism is in the workers, and their threads would fight over the same cores.
     torch.set_num_threads(1)
     # A scheduler that takes the machine away signals all processes, but the training one has a last step to make.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
