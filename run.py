@@ -333,7 +333,8 @@ class Learner:
         args, progress = self.args, self.progress
         self.model.train()
         if progress.validation_due:
-            self.validate()
+            with self.termination.deferred():
+                self.validate()
         if progress.tasks_done >= args.training_iterations or self.out_of_patience():
             return
         if progress.tasks_done == 0:
@@ -342,14 +343,14 @@ class Learner:
         batches = list(self.processes.deal(left, args.tasks_per_batch, args.tasks_per_call))
         calls = self.training_calls(batches)
         profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
-        with self.bar(args.training_iterations, "train", initial=progress.tasks_done) as bar, closing(calls):
+        bar = self.bar(args.training_iterations, "train", initial=progress.tasks_done)
+        with bar, closing(calls), self.termination.deferred():
             for batch in batches:
-                with self.termination.deferred():
-                    with profile.around_step():
-                        results = self.train_batch(batch, calls)
-                    self.take_note(results, bar)
-                    self.save_if_due(batch.tasks)
-                self.stop_if_asked()
+                with profile.around_step():
+                    results = self.train_batch(batch, calls)
+                self.take_note(results, bar)
+                self.save_if_due(batch.tasks)
+                self.termination.obey()
                 if profile.is_new:
                     self.run.log(f"profile of one step in {profile.folder}:\n{profile.table}")
                 if progress.validation_due:
@@ -488,10 +489,6 @@ class Learner:
         if self.termination.asked or (is_due and not self.progress.validation_due):
             self.save(LATEST)
 
-    def stop_if_asked(self) -> None:
-        if self.termination.asked:
-            raise Terminated
-
     def out_of_patience(self) -> bool:
         later = [tasks for tasks, *_ in self.progress.validations if tasks > self.progress.best_tasks]
         return 0 < self.args.patience <= len(later)
@@ -573,15 +570,14 @@ class Learner:
         """Validates, keeps the model if it is the best so far, and saves."""
         progress, split = self.progress, self.datasets["val"].split.name
         try:
-            with self.feature_store(self.datasets["val"]) as store:
+            with self.termination.at_once(), self.feature_store(self.datasets["val"]) as store:
                 predictions = self.evaluate(self.datasets["val"], self.args.num_val_tasks, store)
         except Terminated:
             self.save(LATEST)
             raise
         progress.validation_due = False
-        with self.termination.deferred():
-            self.take_validation(split, predictions)
-        self.stop_if_asked()
+        self.take_validation(split, predictions)
+        self.termination.obey()
 
     def take_validation(self, split: str, predictions: Predictions) -> None:
         progress = self.progress

@@ -247,24 +247,23 @@ class Trainer:
     def train(self) -> None:
         args, progress = self.args, self.progress
         self.model.train()
-        if progress.validation_due:
-            self.validate()
         steps = range(progress.steps_done, self.total_steps)
         batches = read_batches(
             self.training_clips(), steps, batch_size=args.batch_size, rank=self.processes.rank,
             world_size=self.processes.size, num_workers=args.num_workers,
         )  # fmt: skip
         profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
-        with self.bar(self.total_steps, "train", "step", initial=progress.steps_done) as bar, closing(batches):
+        bar = self.bar(self.total_steps, "train", "step", initial=progress.steps_done)
+        with bar, closing(batches), self.termination.deferred():
+            if progress.validation_due:
+                self.validate()
             for step in steps:
-                with self.termination.deferred():
-                    with profile.around_step():
-                        self.train_step(step, batches)
-                    bar.update()
-                    bar.set_postfix(loss=f"{progress.window[-1][0]:.3f}", refresh=False)
-                    self.log_and_save()
-                if self.termination.asked:
-                    raise Terminated
+                with profile.around_step():
+                    self.train_step(step, batches)
+                bar.update()
+                bar.set_postfix(loss=f"{progress.window[-1][0]:.3f}", refresh=False)
+                self.log_and_save()
+                self.termination.obey()
                 if profile.is_new:
                     self.run.log(f"profile of one step in {profile.folder}:\n{profile.table}")
                 if progress.validation_due:
@@ -444,33 +443,32 @@ class Trainer:
         """Validates on one view of each video, keeps the model if it is the best so far, and saves."""
         progress = self.progress
         try:
-            scores = self.scores("val", {"steps": progress.steps_done}, validation=True)
+            with self.termination.at_once():
+                scores = self.scores("val", {"steps": progress.steps_done}, validation=True)
         except Terminated:
             self.save(LATEST)
             raise
         progress.validation_due = False
-        with self.termination.deferred():
-            found = scores.summary()
-            main = found["mean_average_precision" if scores.multi_label else "accuracy"]
-            progress.validations.append([progress.steps_done, main])
-            is_best = main > progress.best_accuracy
-            if is_best:
-                progress.best_accuracy, progress.best_steps = main, progress.steps_done
-            epoch = progress.steps_done // self.per_epoch
-            top5 = found.get("top5", "")
-            self.run.row(
-                steps=progress.steps_done, epoch=epoch - 1, split="val", accuracy=repr(main), top5=top5 and repr(top5)
-            )
-            self.run.log(
-                f"validation after epoch {epoch}: {said(found)}{', the best so far' if is_best else ''}  "
-                f"({scores.protocol})"
-            )
-            self.run.scalars(progress.steps_done, val__accuracy=main)
-            if is_best:
-                self.save(BEST)
-            self.save(LATEST)
-        if self.termination.asked:
-            raise Terminated
+        found = scores.summary()
+        main = found["mean_average_precision" if scores.multi_label else "accuracy"]
+        progress.validations.append([progress.steps_done, main])
+        is_best = main > progress.best_accuracy
+        if is_best:
+            progress.best_accuracy, progress.best_steps = main, progress.steps_done
+        epoch = progress.steps_done // self.per_epoch
+        top5 = found.get("top5", "")
+        self.run.row(
+            steps=progress.steps_done, epoch=epoch - 1, split="val", accuracy=repr(main), top5=top5 and repr(top5)
+        )
+        self.run.log(
+            f"validation after epoch {epoch}: {said(found)}{', the best so far' if is_best else ''}  "
+            f"({scores.protocol})"
+        )
+        self.run.scalars(progress.steps_done, val__accuracy=main)
+        if is_best:
+            self.save(BEST)
+        self.save(LATEST)
+        self.termination.obey()
         self.model.train()
 
     def test(self, checkpoint_path: Path) -> None:

@@ -99,7 +99,7 @@ class Terminated(Exception):
 class Termination:
     """Catches SIGTERM, which schedulers send some time before they take the machine away.
 
-    Outside of `deferred` it ends what is going on by `Terminated`; inside, `asked` says that it has come.
+    It ends what is going on by `Terminated`: at once, but within `deferred` only where `obey` is called.
     """
 
     def __init__(self) -> None:
@@ -118,13 +118,27 @@ class Termination:
         if not self._deferred:
             raise Terminated
 
+    def obey(self) -> None:
+        if self.asked:
+            raise Terminated
+
+    def deferred(self) -> contextlib.AbstractContextManager[None]:
+        return self._set(deferred=True)
+
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
+    def at_once(self) -> Iterator[None]:
+        """Undoes `deferred` for something long that need not end."""
+        with self._set(deferred=False):
+            self.obey()
+            yield
+
+    @contextlib.contextmanager
+    def _set(self, *, deferred: bool) -> Iterator[None]:
+        before, self._deferred = self._deferred, deferred
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
