@@ -198,6 +198,7 @@ class Learner:
         self.ways_test = args.way_test or [args.way]
         self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
+        self.ending = False  # whether the processes have agreed to end after this step
         self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
         self.seconds = np.zeros(2)  # spent on data and on computing since the last row
         self.checkpoint = self.starting_checkpoint()
@@ -350,7 +351,8 @@ class Learner:
                     results = self.train_batch(batch, calls)
                 self.take_note(results, bar)
                 self.save_if_due(batch.tasks)
-                self.termination.obey()
+                if self.ending:
+                    raise Terminated
                 if profile.is_new:
                     self.run.log(f"profile of one step in {profile.folder}:\n{profile.table}")
                 if progress.validation_due:
@@ -416,7 +418,7 @@ class Learner:
         )
         shares = self.processes.gather(share)
         self.leave_out(message for share in shares for message in share.bad_videos)
-        self.termination.asked = any(share.terminated for share in shares)
+        self.ending = any(share.terminated for share in shares)
         self.seconds += np.mean([(share.data_seconds, share.compute_seconds) for share in shares], axis=0)
         in_order = self.processes.in_order([share.results for share in shares])
         tasks = [result for call in in_order for result in call]
@@ -486,7 +488,7 @@ class Learner:
         frequency = self.args.save_freq
         is_due = frequency > 0 and tasks.stop // frequency > tasks.start // frequency
         self.progress.validation_due = any(tasks.start < wanted <= tasks.stop for wanted in self.args.val_iters)
-        if self.termination.asked or (is_due and not self.progress.validation_due):
+        if self.ending or (is_due and not self.progress.validation_due):
             self.save(LATEST)
 
     def out_of_patience(self) -> bool:
@@ -572,12 +574,13 @@ class Learner:
         try:
             with self.termination.at_once(), self.feature_store(self.datasets["val"]) as store:
                 predictions = self.evaluate(self.datasets["val"], self.args.num_val_tasks, store)
-        except Terminated:
-            self.save(LATEST)
+        except (Terminated, UserError):
+            if self.termination.asked:  # also where another process has ended before this one heard of it
+                self.save(LATEST)
+                raise Terminated from None
             raise
         progress.validation_due = False
         self.take_validation(split, predictions)
-        self.termination.obey()
 
     def take_validation(self, split: str, predictions: Predictions) -> None:
         progress = self.progress

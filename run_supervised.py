@@ -144,6 +144,7 @@ class Trainer:
         self.termination = termination or Termination()
         self.device = self.processes.device
         self.progress = Progress()
+        self.ending = False  # whether the processes have agreed to end after this step
         self.left_out: set[str] = set()
         self.seconds = np.zeros(2)  # spent on data and on computing since the last row
         self.checkpoint = self.starting_checkpoint()
@@ -263,7 +264,8 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(loss=f"{progress.window[-1][0]:.3f}", refresh=False)
                 self.log_and_save()
-                self.termination.obey()
+                if self.ending:
+                    raise Terminated
                 if profile.is_new:
                     self.run.log(f"profile of one step in {profile.folder}:\n{profile.table}")
                 if progress.validation_due:
@@ -293,7 +295,7 @@ class Trainer:
         )
         shares = self.processes.gather(share)
         self.leave_out([message for share in shares for message in share.bad_videos])
-        self.termination.asked = any(share.terminated for share in shares)
+        self.ending = any(share.terminated for share in shares)
         loss = sum(share.loss_sum for share in shares) / args.batch_size
         if not math.isfinite(loss):
             raise UserError(
@@ -336,7 +338,7 @@ class Trainer:
             and ends_epoch
             and (is_time(done // self.per_epoch, args.val_freq) or done == self.total_steps)
         )
-        if self.termination.asked or ((is_time(done, args.save_freq) or ends_epoch) and not progress.validation_due):
+        if self.ending or ((is_time(done, args.save_freq) or ends_epoch) and not progress.validation_due):
             self.save(LATEST)
 
     def log_window(self) -> None:
@@ -445,8 +447,10 @@ class Trainer:
         try:
             with self.termination.at_once():
                 scores = self.scores("val", {"steps": progress.steps_done}, validation=True)
-        except Terminated:
-            self.save(LATEST)
+        except (Terminated, UserError):
+            if self.termination.asked:  # also where another process has ended before this one heard of it
+                self.save(LATEST)
+                raise Terminated from None
             raise
         progress.validation_due = False
         found = scores.summary()
@@ -468,7 +472,6 @@ class Trainer:
         if is_best:
             self.save(BEST)
         self.save(LATEST)
-        self.termination.obey()
         self.model.train()
 
     def test(self, checkpoint_path: Path) -> None:

@@ -99,7 +99,7 @@ class Terminated(Exception):
 class Termination:
     """Catches SIGTERM, which schedulers send some time before they take the machine away.
 
-    It ends what is going on by `Terminated`: at once, but within `deferred` only where `obey` is called.
+    It ends what is going on by `Terminated`; within `deferred` only `asked` says that it came, until processes agree.
     """
 
     def __init__(self) -> None:
@@ -118,10 +118,6 @@ class Termination:
         if not self._deferred:
             raise Terminated
 
-    def obey(self) -> None:
-        if self.asked:
-            raise Terminated
-
     def deferred(self) -> contextlib.AbstractContextManager[None]:
         return self._set(deferred=True)
 
@@ -129,7 +125,8 @@ class Termination:
     def at_once(self) -> Iterator[None]:
         """Undoes `deferred` for something long that need not end."""
         with self._set(deferred=False):
-            self.obey()
+            if self.asked:
+                raise Terminated
             yield
 
     @contextlib.contextmanager

@@ -255,8 +255,8 @@ def test_the_slurm_script_starts_goes_on_and_asks_to_be_queued_again(
         os.killpg(process.pid, signal.SIGTERM)  # as srun passes on what --signal asks for
         out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    done = load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"]
-    assert done > 0, out
+    assert (folder / run.LATEST).exists(), out
+    assert load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"] > 0
 
 
 # Losing one ----------------------------------------------------------------------------------------------------------
