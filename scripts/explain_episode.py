@@ -3,10 +3,12 @@
     python scripts/explain_episode.py --checkpoint runs/otam/checkpoint_best_val.pt
     python scripts/explain_episode.py --checkpoint C --task 7 --query 2 --shot 1 -o episode.png
     python scripts/explain_episode.py --checkpoint C --dataset other_data --split val -o episode.pdf
+    python scripts/explain_episode.py --checkpoint C --query 2 --gif query.gif
 
 Support and query clips are film strips with their class's colour, then come probabilities with right and wrong marked, and
 what the method compared for one query: TRX's strongest tuple matches, OTAM's alignments, the similarity matrices of the
-matching methods with the cells that made the score, the shot weights and both scores of dual prototypes, TSN's cosines.
+matching methods with the cells that made the score, the shot weights and both scores of dual prototypes, TSN's cosines, where
+ARN looks. --gif also writes the query as a film, in a green frame where the answer is right, in a red one where it is wrong.
 
 Letters: K way, J shots of a class, Q queries, T frames, S feature steps, W tuple cardinality, M tuples of a video, L and M
 steps (or tuples) of a query and of a support video.
@@ -35,6 +37,7 @@ from model.head import group_by_class
 from model.trx import TemporalCrossTransformer
 from report import LIGHT, SERIES, house_style
 from run import load_head
+from scripts.answer_film import write_answer_film
 from scripts.command_line import check_output, exit_code, new_parser
 from scripts.drawing import (
     PICTURE_SUFFIXES,
@@ -413,11 +416,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--noisy_support", type=int, default=0, help="support videos of each class that are of others")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, default=Path("episode.png"),
                         help="the picture: .png, .svg or .pdf (default episode.png)")  # fmt: skip
+    parser.add_argument("--gif", metavar="FILE", type=Path, help="also the query as a film, with its answer")
     return parser.parse_args(argv)
 
 
 def explain(args: argparse.Namespace) -> None:
     check_output(args.out, "--out", PICTURE_SUFFIXES)
+    if args.gif:
+        check_output(args.gif, "--gif", (".gif",))
     if args.task < 0:
         raise UserError(f"--task is {args.task}: expected 0 or more")
     model, settings, spec = load_head(args.checkpoint)
@@ -438,6 +444,12 @@ def explain(args: argparse.Namespace) -> None:
         raise UserError(f"--query is {args.query}: expected 0 to {dataset.way - 1}, one query per class")
     episode = answer_episode(model, spec, dataset, args.task)
     draw_episode(episode, args.query, args.out)
+    if args.gif:
+        shares = episode.probabilities[args.query]
+        names = (episode.classes[int(episode.labels[args.query])], episode.classes[int(shares.argmax())])
+        write_answer_film(
+            args.gif, episode.target[args.query], true=names[0], answer=names[1], probability=float(shares.max())
+        )
     right = int((episode.probabilities.argmax(axis=1) == episode.labels).sum())
     print(f"{settings.method} answers {right} of {len(episode.labels)} queries of task {args.task}; wrote {args.out}")
 

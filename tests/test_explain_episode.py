@@ -13,8 +13,10 @@ from PIL import Image
 from script_runs import Script, untrained
 
 from model import CNN_OTAM, CNN_TRX, CNN_FSHead
+from report import LIGHT
 from run import load_head
 from scripts import explain_episode
+from scripts.answer_film import write_answer_film
 from scripts.drawing import class_colour, film_strip, thinned, wrapped
 from scripts.explain_episode import Episode, answer_episode, best_shots, strongest_matches, used_cells
 from transforms import ClipTransform
@@ -49,6 +51,29 @@ def episode_of(checkpoint: Path, dataset: Path, *, way: int = 3, shot: int = 2, 
         transform=ClipTransform(spec.size), seed=0, noisy=noisy,
     )  # fmt: skip
     return answer_episode(model, spec, data, 0)
+
+
+@pytest.mark.parametrize(("answer", "colour"), [("jump", "right"), ("hop_high", "wrong")])
+def test_the_film_of_an_answer_is_framed_by_whether_it_is_right(tmp_path: Path, answer: str, colour: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    write_answer_film(tmp_path / "a.gif", frames, true="jump", answer=answer, probability=0.8)
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 5
+        assert film.info["loop"] == 0
+        corner = np.array(film.convert("RGB"))[2, 2]
+    expected = np.array([int(LIGHT[colour][i : i + 2], 16) for i in (1, 3, 5)])
+    assert np.abs(corner.astype(int) - expected).max() < 12  # of a palette
+
+
+def test_the_film_shows_the_query_that_is_explained(
+    checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path
+) -> None:
+    script("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "e.png", "--gif", tmp_path / "q.gif", "--query", 1)
+    with Image.open(tmp_path / "q.gif") as film:
+        assert film.n_frames == 4
+    assert "expected a name that ends in .gif" in script.fails(
+        "--checkpoint", checkpoint_of("tsn"), "--gif", tmp_path / "q.mp4"
+    )
 
 
 @pytest.mark.parametrize("method", ["tsn", "trx", "otam", "dual_prototypes", "chamfer++", "mean", "pal"])
