@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from episodes import Drawn, EpisodePlan
 from frame_sources import BadVideo
 from processes import Batch
+from read_ahead import read_ahead
 from row_store import UNKNOWN, RowStore, weights_hash
 from transforms import InputSpec
-from utils import start_reader
 from video_reader import VideoDataset
 from video_split import Split
 
@@ -87,28 +86,30 @@ class FeatureStore(RowStore):
         A video that cannot be read is remembered in `bad` with its message.
         """
         unknown = [row for row in sorted(set(rows)) if self.known[row] == UNKNOWN]
-        loader: DataLoader[Any] = DataLoader(
-            _Clips(dataset, [self.place(row) for row in unknown]),  # type: ignore[arg-type]
-            batch_size=clips_per_call,
-            collate_fn=list,
-            num_workers=num_workers,
-            worker_init_fn=start_reader,
-            generator=torch.Generator(),
-        )
+        calls = [unknown[start : start + clips_per_call] for start in range(0, len(unknown), clips_per_call)]
+
+        def read(number: int) -> list[Tensor | BadVideo]:
+            return [self._clip(dataset, row) for row in calls[number]]
+
         bar = tqdm(total=len(unknown), desc=f"encode {dataset.split.name}", unit="video", disable=None, leave=False)
-        done = 0
-        for clips in loader:
-            batch_rows = unknown[done : done + len(clips)]
-            good = [(row, clip) for row, clip in zip(batch_rows, clips, strict=True) if not isinstance(clip, BadVideo)]
-            for row, clip in zip(batch_rows, clips, strict=True):
+        for own_rows, clips in zip(calls, read_ahead(read, range(len(calls)), num_workers), strict=True):
+            good: dict[int, Tensor] = {}
+            for row, clip in zip(own_rows, clips, strict=True):
                 if isinstance(clip, BadVideo):
                     self.known[row], self.bad[row] = BAD, str(clip)
+                else:
+                    good[row] = clip
             if good:
-                features = features_of(torch.stack([clip for _, clip in good]))
-                self.write([row for row, _ in good], features.float().cpu().numpy())
-            done += len(clips)
+                self.write(list(good), features_of(torch.stack(list(good.values()))).float().cpu().numpy())
             bar.update(len(clips))
         bar.close()
+
+    def _clip(self, dataset: VideoDataset, row: int) -> Tensor | BadVideo:
+        """A video's clip, or what stands in its way."""
+        try:
+            return dataset.clip(*self.place(row), np.random.default_rng(0))
+        except BadVideo as error:
+            return error
 
     def take_up(self, bad: Sequence[dict[int, str]]) -> None:
         """After several processes have each encoded some rows: takes up what they wrote, and what they could not read."""
@@ -117,24 +118,6 @@ class FeatureStore(RowStore):
         for messages in bad:
             self.bad.update(messages)
         self.known[list(self.bad)] = BAD
-
-
-class _Clips:
-    """Single clips of a dataset, or the BadVideo that stands in their way."""
-
-    def __init__(self, dataset: VideoDataset, places: Sequence[tuple[int, int]]) -> None:
-        self.dataset = dataset
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Tensor | BadVideo:
-        label, video = self.places[index]
-        try:
-            return self.dataset.clip(label, video, np.random.default_rng(0))
-        except BadVideo as error:
-            return error
 
 
 def stored_episodes(

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from frame_sources import BadVideo
-from utils import start_reader
+from utils import UserError, start_reader
 
 Item = TypeVar("Item")
 
@@ -28,7 +28,8 @@ class _Caught:
 
 
 def read_ahead(read: Callable[[int], Item], indices: Sequence[int], num_workers: int) -> Iterator[Item]:
-    """read(i) for each of `indices`, in that order, by `num_workers` processes (0: in this one). Raises BadVideo.
+    """read(i) for each of `indices`, in that order, by `num_workers` processes (0: in this one). Raises BadVideo, and UserError
+    when one of the processes is killed.
 
     The processes live until the last one is read, so that all that is needed in a row is best asked for at once.
     """
@@ -39,8 +40,21 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], num_workers:
         num_workers=num_workers,
         worker_init_fn=start_reader,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # so that it draws nothing from the global one
     )
-    for item in loader:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads ahead has died ({str(error).partition('. ')[0]}): often the memory was full, or "
+                "/dev/shm; lower --num_workers, and go on with -r"
+            ) from error
         if isinstance(item, BadVideo):
             raise item
         yield item

@@ -33,7 +33,7 @@ ALLOWED = {
     "row_store": {"utils"},
     "recogniser": {"backbones"},
     "view_scores": {"utils"},
-    "feature_store": {*LEAVES, "video_split", "episodes", "video_reader", "processes", "row_store"},
+    "feature_store": {*LEAVES, "read_ahead", "video_split", "episodes", "video_reader", "processes", "row_store"},
     "model": {"backbones", "utils"},
     "arn": {"model", "backbones", "utils"},
 }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from itertools import product
@@ -26,6 +27,7 @@ from episodes import (
     unseal_episodes,
 )
 from frame_sources import BadVideo
+from read_ahead import read_ahead
 from transforms import ClipTransform
 from utils import UserError
 from video_reader import VideoDataset, read_episodes
@@ -520,3 +522,13 @@ def test_a_video_that_has_lost_frames_since_it_was_listed_is_named(own_dataset: 
     jump = split.classes.index("jump")
     with pytest.raises(BadVideo, match="jump_000 has 3 frames, but frame 6 was expected"):
         video_dataset(split, sampling="linspace").clip(jump, 0, np.random.default_rng(0))
+
+
+def test_a_reader_that_is_killed_is_one_sentence() -> None:
+    def read(index: int) -> int:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+    with pytest.raises(UserError, match="a process that reads ahead has died .* lower --num_workers"):
+        list(read_ahead(read, range(6), 2))
