@@ -34,7 +34,7 @@ class RowStore:
 
     Lives in `parent/<hash of key>`, so that rows made under another key are never taken for these. A store that was left
     unfinished is gone on with: `known` (R,) says which rows it holds. Rows are read through a memory map: memory stays
-    bounded whatever their number.
+    bounded whatever their number. Processes on several machines need a `parent` that all of them share.
     """
 
     def __init__(self, parent: Path, key: dict[str, Any], shape: Sequence[int]) -> None:
@@ -47,8 +47,8 @@ class RowStore:
                 write_json(self.folder / "key.json", key)
             self._file = os.open(self.folder / "rows.f32", os.O_RDWR | os.O_CREAT, 0o644)
             os.truncate(self._file, int(np.prod(self.shape)) * 4)  # sparse: rows take room when they are written
-            if not self._known_path.exists():
-                self._known_path.write_bytes(bytes(self.shape[0]))
+            with open(self._known_path, "ab") as file:
+                file.truncate(self.shape[0])  # adds zeros: UNKNOWN
         except OSError as error:
             raise UserError(
                 f"could not keep what is computed in {parent}: {error.strerror}; give another folder"
@@ -78,14 +78,22 @@ class RowStore:
             ) from error
 
     def read(self, rows: Any) -> Tensor:
-        """Row numbers as nested lists or an array (...,) -> float32 (..., *shape of a row)."""
-        return torch.from_numpy(self._rows[np.asarray(rows)])
+        """Row numbers as nested lists or an array (...,) -> float32 (..., *shape of a row). Raises UserError for rows that
+        nobody has written."""
+        rows = np.asarray(rows)
+        if not (self.known[rows] == WRITTEN).all():
+            raise UserError(
+                f"{self.folder} lacks rows that another process should have written: give a folder that all machines of the "
+                "job share"
+            )
+        return torch.from_numpy(self._rows[rows])
 
     def close(self, *, keep: bool) -> None:
         """Lets go of the files; without `keep` they are removed."""
         del self._rows
         os.close(self._file)
         if not keep:
+            self._known_path.unlink()  # first: a kill must not leave it without the rows that it is about
             shutil.rmtree(self.folder)
             with contextlib.suppress(OSError):  # other stores may be in there
                 self.folder.parent.rmdir()

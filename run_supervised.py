@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import sys
@@ -122,7 +123,6 @@ class Share:
 
     loss_sum: float
     right: int
-    clips: int
     statistics: list[Any]
     bad_videos: list[str]
     terminated: bool
@@ -152,7 +152,7 @@ class Trainer:
         self.trains = args.epochs > 0 and not args.test_only
         self.videos = self.open_videos()
         self.classes = next(iter(self.videos.values())).classes
-        if args.batch_size % self.processes.size:
+        if self.trains and args.batch_size % self.processes.size:
             raise UserError(
                 f"--batch_size is {args.batch_size}: expected a multiple of {self.processes.size} processes"
             )
@@ -165,7 +165,9 @@ class Trainer:
         spec = spec.unnormalised() if args.normalise == "none" else spec
         self.input_spec = dataclasses.replace(spec, size=args.img_size or spec.size, frames=args.seq_len)
         self.sampling = sampling_of(args, self.model.backbone)
-        self.view_crops()  # what cannot be cropped is refused before anything long starts
+        self.test_views(self.tested, validation=False)  # what cannot be is refused before anything long starts
+        if self.trains:
+            self.clips = self.training_clips()
         use_channels_last(self.model)
         self.model.to(self.device)
         if args.bn == "sync":
@@ -196,22 +198,21 @@ class Trainer:
         self.tested = args.test_on or ("test" if has_split(args, "test") else "val")
         if self.tested not in videos:
             videos[self.tested] = open_videos(args, self.tested, classes)
+        if self.checkpoint is not None and videos[self.tested].classes != self.checkpoint["classes"]:
+            raise UserError(
+                f"{args.class_names} names other classes than those of the checkpoint, or in another order: expected "
+                f"{', '.join(self.checkpoint['classes'][:3])}, ...; give videos of the classes it was trained on"
+            )
         return videos
 
     def training_clips(self) -> ClipDataset:
         args = self.args
-        mirror = mirror_of(args.flip, self.classes)
-        if mirror is not None and args.flip == "auto" and None in mirror:
-            self.run.log(
-                f"clips of {mirror.count(None)} classes are not mirrored, as of '{self.classes[mirror.index(None)]}' "
-                "(--flip label|on|off)"
-            )
         return ClipDataset(
             self.videos["train"],
             sampling=self.sampling,
             transform=training_crop(args, self.input_spec.size),
             seed=args.seed,
-            mirror=mirror,
+            mirror=mirror_of(args.flip, self.classes),
             on_bad_video=args.on_bad_video,
         )
 
@@ -247,10 +248,16 @@ class Trainer:
 
     def train(self) -> None:
         args, progress = self.args, self.progress
+        mirror = self.clips.mirror
+        if mirror is not None and args.flip == "auto" and None in mirror:
+            self.run.log(
+                f"clips of {mirror.count(None)} classes are not mirrored, as of '{self.classes[mirror.index(None)]}' "
+                "(--flip label|on|off)"
+            )
         self.model.train()
         steps = range(progress.steps_done, self.total_steps)
         batches = read_batches(
-            self.training_clips(), steps, batch_size=args.batch_size, rank=self.processes.rank,
+            self.clips, steps, batch_size=args.batch_size, rank=self.processes.rank,
             world_size=self.processes.size, num_workers=args.num_workers,
         )  # fmt: skip
         profile = StepProfile(self.run.path / "profile" if args.profile and self.run.writes else None)
@@ -279,16 +286,16 @@ class Trainer:
         data_seconds = time.perf_counter() - started
         seed_everything(args.seed, step + 1, self.processes.rank)
         statistics = RunningStatistics(self.model) if self.processes.size > 1 else None
-        size = args.clips_per_call or len(batch["clips"])
+        clips, labels = (batch[name].to(self.device, non_blocking=True) for name in ("clips", "labels"))
+        calls = math.ceil(len(clips) / (args.clips_per_call or len(clips)))
         outcomes = []
-        for clips, labels in zip(batch["clips"].split(size), batch["labels"].split(size), strict=True):
+        for call in range(calls):  # each takes what one of so many processes would take
             with statistics.collect() if statistics else contextlib.nullcontext():
-                outcomes.append(self.train_call(clips.to(self.device, non_blocking=True), labels.to(self.device)))
+                outcomes.append(self.train_call(clips[call::calls], labels[call::calls]))
         losses, right = torch.stack(outcomes).sum(dim=0).tolist()
         share = Share(
             loss_sum=losses,
             right=int(right),
-            clips=len(batch["clips"]),
             statistics=statistics.passes if statistics else [],
             bad_videos=batch["bad_videos"],
             terminated=self.termination.asked,
@@ -368,34 +375,28 @@ class Trainer:
     def view_logits(self, dataset: ViewDataset, store: RowStore) -> set[int]:
         """Fills a store (V, A, C) with the logits of all views that it lacks. Returns the videos that cannot be read."""
         self.model.eval()
-        missing = [index for index in range(len(dataset)) if store.known[index] == UNKNOWN]
-        own = self.processes.share(missing)
-        bad: dict[int, str] = {}
-        waiting: list[dict[str, Any]] = []
-
-        def answer() -> None:
-            if not waiting:
-                return
-            logits = torch.cat(
-                [self.logits_of(part) for part in torch.cat([v["views"] for v in waiting]).split(per_call)]
-            )
-            parts = logits.split([len(video["views"]) for video in waiting])
-            store.write([video["index"] for video in waiting], torch.stack(parts).numpy())
-            bar.update(len(waiting) * self.processes.size)
-            waiting.clear()
-
         per_call = self.args.views_per_call
+        own = list(self.processes.share(range(len(dataset))))
+        together = max(1, per_call // store.shape[1])
+        groups = [own[first : first + together] for first in range(0, len(own), together)]
+        # Whole groups, so that a test that was stopped computes the rest in the same company, to the same bits.
+        groups = [group for group in groups if UNKNOWN in store.known[group]]
+        missing = [index for group in groups for index in group]
+        bad: dict[int, str] = {}
         with self.bar(len(missing), dataset.videos.name, "video", leave=False) as bar, torch.inference_mode():
-            for video in read_views(dataset, own, num_workers=self.args.num_workers, device=self.device):
-                if video["bad_videos"]:
-                    bad[video["index"]] = video["bad_videos"][0]
-                    continue
-                waiting.append(video)
-                if sum(len(video["views"]) for video in waiting) >= per_call:
-                    answer()
-            answer()
+            reading = read_views(dataset, missing, num_workers=self.args.num_workers, device=self.device)
+            for group in groups:
+                read = list(itertools.islice(reading, len(group)))
+                bad |= {video["index"]: video["bad_videos"][0] for video in read if video["bad_videos"]}
+                if good := [video for video in read if not video["bad_videos"]]:
+                    views = torch.cat([video["views"] for video in good])
+                    logits = torch.cat([self.logits_of(part) for part in views.split(per_call)])
+                    store.write([video["index"] for video in good], logits.view(len(good), *store.shape[1:]).numpy())
+                bar.update(len(group))
         bad = {index: message for messages in self.processes.gather(bad) for index, message in messages.items()}
         self.leave_out(list(bad.values()))
+        if len(bad) == len(dataset):
+            raise UserError(f"none of the {len(bad)} videos of {dataset.videos.root} could be read: see the log")
         store.refresh()
         self.model.train()
         return set(bad)
@@ -408,7 +409,7 @@ class Trainer:
     def scores(self, split: str, key: dict[str, Any], *, validation: bool) -> ViewScores:
         """The scores of all views of a split under the present weights, each process its share of the videos.
 
-        key: what they depend on, beside the settings of the views. A test that was stopped is gone on with.
+        key: what they depend on, beside weights, views and number format. A test that was stopped is gone on with.
         """
         dataset = self.test_views(split, validation=validation)
         videos, crops = dataset.videos, dataset.crops
@@ -417,7 +418,17 @@ class Trainer:
             f"{self.args.seq_len} frames by {self.args.sampling} sampling, {dataset.num_clips} {dataset.clips} clip(s) x "
             f"{crops.num_crops} crop(s) of {crops.size} px from a shorter side of {crops.resized_side} px"
         )
-        key = {**key, "protocol": protocol, "seed": self.args.seed, "videos": videos.fingerprint}
+        key = {
+            **key,
+            "weights": weights_hash(self.model),
+            "videos": videos.fingerprint,
+            "protocol": protocol,
+            "sampling": dataclasses.asdict(self.sampling),
+            "input_spec": dataclasses.asdict(self.input_spec),
+            "precision": self.args.precision,
+            "seed": self.args.seed,
+        }
+        key = self.processes.gather(key)[0]  # on unlike machines weights may differ in a last bit
         if not self.processes.is_first:
             self.processes.meet()  # the first makes its files
         store = RowStore(self.run.path / "scores", key, (len(videos), views, len(self.classes)))
@@ -437,8 +448,11 @@ class Trainer:
         except BaseException:
             store.close(keep=True)
             raise
-        self.processes.meet()
-        store.close(keep=not self.processes.is_first)
+        if not self.processes.is_first:
+            store.close(keep=True)
+        self.processes.meet()  # nobody reads any more
+        if self.processes.is_first:
+            store.close(keep=False)
         return result
 
     def validate(self) -> None:
@@ -480,7 +494,7 @@ class Trainer:
         checkpoint = load_checkpoint(checkpoint_path)
         self.load_state(checkpoint, checkpoint_path)
         steps_done = checkpoint["progress"]["steps_done"]
-        key = {"checkpoint": checkpoint_path.name, "steps": steps_done, "weights": weights_hash(self.model)}
+        key = {"checkpoint": checkpoint_path.name, "steps": steps_done}
         scores = self.scores(self.tested, key, validation=False)
         found = scores.summary(args.fusion)
         chosen = checkpoint_path.name == BEST and self.tested == "val"
@@ -501,9 +515,7 @@ class Trainer:
             "versions": versions(),
         }
         if self.run.writes:
-            if (self.run.path / "results.json").exists():
-                for name in ("scores.npz", "predictions.csv", "results.json"):
-                    self.run.retire(name)
+            self.retire_results()
             scores.save(self.run.path / "scores.npz")
             save_predictions(
                 self.run.path / "predictions.csv",
@@ -511,6 +523,7 @@ class Trainer:
                 scores.classes,
                 scores.labels,
                 scores.fused(args.fusion),
+                scores.confidence(args.fusion),
             )
             write_json(self.run.path / "results.json", results)  # last: its presence says that the test is done
         self.run.log(
@@ -518,6 +531,11 @@ class Trainer:
         )
         if chosen:
             self.run.log("this checkpoint was CHOSEN ON THESE VIDEOS: a figure to publish is that of the final one, -m")
+
+    def retire_results(self) -> None:
+        if (self.run.path / "results.json").exists():
+            for name in ("scores.npz", "predictions.csv", "results.json"):
+                self.run.retire(name)
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -601,6 +619,8 @@ class Trainer:
             self.run.log(f"this run is finished ({args.epochs} epochs): raise --epochs to train on, or use --test_only")
             return
         self.run.open_board(self.progress.steps_done)
+        if self.progress.steps_done < self.total_steps:
+            self.retire_results()  # of a shorter training: with them, this one would pass for finished
         if self.trains:
             self.train()
         self.save(LATEST)

@@ -293,6 +293,10 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
     first_look = build_parser(add_help=False)
 
     def parser_for(early: argparse.Namespace, saved: dict[str, Any]) -> argparse.ArgumentParser:
+        if saved and "method" not in saved:
+            raise UserError(
+                "that run or checkpoint is of run_supervised.py: expected one of run.py; its backbone is given with -pt"
+            )
         is_given = early.method != first_look.get_default("method")
         method = early.method if is_given else saved.get("method", early.method)
         return build_parser(find_method(method), description=description)

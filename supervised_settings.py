@@ -11,12 +11,16 @@ import torch
 
 from backbones import Backbone, build_backbone
 from flags import (
+    BEST,
+    FINAL,
+    LATEST,
     MAY_CHANGE,
     add_backbone_flags,
     add_run_flags,
     add_speed_flags,
     check_common,
     check_numbers,
+    find_checkpoint,
     new_parser,
     parse_run,
 )
@@ -33,6 +37,10 @@ FLIPS = ("auto", "label", "on", "off")
 SCHEDULES = ("step", "cosine")
 FUSIONS = ("logits", "probabilities")
 
+DATASET_FLAGS = ("dataset", "format")
+LIST_FLAGS = ("train_list", "val_list", "test_list", "root", "list_form", "list_separator", "first_label", "multi_label",
+              "class_names")  # fmt: skip
+
 MAY_CHANGE_ON_RESUME = MAY_CHANGE | {
     "epochs", "val_freq", "train_list", "val_list", "test_list", "root", "test_on", "num_clips", "num_crops", "clips",
     "short_side", "crop_size", "views_per_call", "fusion", "clips_per_call",
@@ -47,8 +55,8 @@ def build_parser(*, add_help: bool = True, description: str | None = None) -> ar
     group = add_speed_flags(parser)
     group.add_argument(
         "--clips_per_call", type=int, default=0,
-        help="pass no more of a batch's clips than these through the network at a time, and add up their gradients; batch "
-        "norms in training then take their statistics over each portion. 0: a process's whole share",
+        help="pass no more of a batch's clips than these through the network at a time, and add up their gradients: the same "
+        "as with so many more processes, also for batch norms in training, which see one portion. 0: a process's whole share",
     )  # fmt: skip
     group.add_argument(
         "--views_per_call",
@@ -170,6 +178,11 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
     def parser_for(early: argparse.Namespace, saved: dict[str, Any]) -> argparse.ArgumentParser:
         if saved and "lr_type" not in saved:
             raise UserError("that run or checkpoint is of run.py, few-shot: expected one of run_supervised.py")
+        lists_given = any(getattr(early, f"{split}_list") for split in ("train", "val", "test"))
+        # What is given replaces where the saved run had its videos; a test has the names of classes from the checkpoint.
+        replaced = DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ()
+        for name in (*replaced, *(["class_names"] if early.test_only else [])):
+            saved.pop(name, None)
         return build_parser(description=description)
 
     args = parse_run(argv, build_parser(add_help=False), parser_for, MAY_CHANGE_ON_RESUME, also_fixed={"seq_len"})
@@ -189,6 +202,9 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("dropout", "label_smoothing"):
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}: expected 0 or more, and less than 1")
+    for name in ("img_size", "crop_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 16:
+            raise UserError(f"--{name} is {getattr(args, name)}: expected 16 pixels or more")
     if not args.learning_rate > 0:
         raise UserError(f"--learning_rate is {args.learning_rate}: expected a positive number")
     if args.warmup_epochs > args.epochs > 0:
@@ -200,14 +216,26 @@ def check_args(args: argparse.Namespace) -> None:
     if args.frames_per_call and args.bn in ("train", "sync") and args.epochs and not args.test_only:
         raise UserError("--frames_per_call changes what batch norms in training take their statistics over: use "
                         "--clips_per_call, or add --bn frozen or partial")  # fmt: skip
+    if args.tune_from and args.pretrained_backbone:
+        raise UserError("--tune_from and --pretrained_backbone both give the backbone its weights: give one of them")
     for name, sampling in (("stride", "study_dense"), ("frames_per_group", "study")):
         if getattr(args, name) != 1 and args.sampling != sampling:
             raise UserError(f"--{name} is for --sampling {sampling}, not {args.sampling}: leave it out")
+    if args.crop != "scale_jitter" and args.scale_range != [256, 320]:
+        raise UserError(f"--scale_range is for --crop scale_jitter, not {args.crop}: leave it out")
     has_lists = any(getattr(args, f"{split}_list") for split in ("train", "val", "test"))
     if bool(args.dataset) == has_lists:
         raise UserError("expected either --dataset, a folder of classes, or --train_list, --val_list and --test_list")
     if has_lists and not args.root:
         raise UserError("lists name videos from a folder on: give it with --root")
+    parser = build_parser(add_help=False)
+    for name in ("format",) if has_lists else LIST_FLAGS:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name} is for {'--dataset' if has_lists else 'lists of videos'}: leave it out")
+    if args.test_model_name and not args.test_only:
+        validates = args.epochs and args.val_freq and has_split(args, "val")
+        if args.test_model_name not in {LATEST, FINAL, *([BEST] if validates else [])}:
+            find_checkpoint(Path(args.checkpoint_dir), args.test_model_name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

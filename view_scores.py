@@ -38,6 +38,14 @@ class ViewScores:
         views = self.logits if fusion == "logits" else torch.from_numpy(self.logits).softmax(dim=-1).numpy()
         return views.mean(axis=1)
 
+    def confidence(self, fusion: str = "logits") -> np.ndarray:
+        """The probabilities (V, C) that follow from the fused scores; with several labels each class has its own."""
+        scores = self.fused(fusion)
+        if fusion == "probabilities":
+            return scores
+        logits = torch.from_numpy(scores)
+        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).numpy()
+
     def summary(self, fusion: str = "logits") -> dict[str, Any]:
         """Percentages over the videos that have a label: top-1 with its 95 % interval, top-5, the mean of the classes'
         accuracies; of videos with several labels the mean average precision over classes."""
@@ -68,7 +76,7 @@ class ViewScores:
                     protocol=str(file["protocol"]),
                     multi_label=bool(file["multi_label"]),
                 )
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"could not read scores from {path} ({error}): expected scores.npz of a test by run_supervised.py"
             ) from error
@@ -95,9 +103,13 @@ def summary(scores: np.ndarray, labels: np.ndarray, *, multi_label: bool = False
 
 
 def in_top(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Whether fewer than k classes have a score above the label's, bool (V,)."""
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    return (scores > own).sum(axis=1) < k
+    """Whether the label is among the k `best`, bool (V,)."""
+    return (best(scores, k) == labels[:, None]).any(axis=1)
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k classes (V, k) with the highest scores, highest first; of equal ones the first class, as argmax has it."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
 def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -108,7 +120,8 @@ def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Percent: the mean over classes of the precision at each of the class's videos, ordered by score (VOC 2010's area)."""
+    """Percent: the mean over classes of the average precision, which is the mean of the precision at each of the class's
+    videos in the order of scores, without interpolation. Classes without a video do not count."""
     wanted = np.zeros(scores.shape, dtype=bool)
     rows, columns = np.nonzero(labels >= 0)
     wanted[rows, labels[rows, columns]] = True
@@ -120,16 +133,19 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def save_predictions(
-    path: Path, videos: Sequence[str], classes: Sequence[str], labels: np.ndarray, scores: np.ndarray
+    path: Path,
+    videos: Sequence[str],
+    classes: Sequence[str],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    confidence: np.ndarray,
 ) -> None:
-    """One row per video: its name, true classes, the five best in order, and the share of probability of the first."""
+    """One row per video: its name, true classes, the five best by scores (V, C), and the confidence (V, C) in the first."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["video", "true", "predicted", "confidence", "top5"])
-    confidence = torch.from_numpy(scores).softmax(dim=-1).amax(dim=-1).tolist()
-    for video, own, values, share in zip(videos, labels, scores, confidence, strict=True):
-        best = np.argsort(-values, kind="stable")[:5]
+    for video, own, top, share in zip(videos, labels, best(scores, 5), confidence, strict=True):
         true = ";".join(classes[label] for label in own if label >= 0)
-        rows.writerow([video, true, classes[best[0]], f"{share:.6f}", ";".join(classes[label] for label in best)])
+        rows.writerow([video, true, classes[top[0]], f"{share[top[0]]:.6f}", ";".join(classes[c] for c in top)])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))
