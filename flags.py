@@ -277,6 +277,6 @@ def find_checkpoint(folder: Path, name: str | None) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised by training it not at "
-        "all (run.py -i 0, run_supervised.py --epochs 0)"
+        f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised, with -i 0 (run.py) "
+        "or --epochs 0 (run_supervised.py), instead of --test_only"
     )

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +97,14 @@ def tiny_run(dataset: Path, folder: Path, *flags: object) -> list[str]:
 class Program:
     """Calls the program as the shell would, and keeps what it printed."""
 
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self._capture = capture
+    def __init__(self, capture: pytest.CaptureFixture[str], main: Callable[[list[str]], int] = run.main) -> None:
+        self._capture, self._main = capture, main
         self.out = ""
 
     def __call__(self, *argv: object) -> str:
         """What a program that succeeds prints, which must be nothing on stderr."""
         self._capture.readouterr()
-        code = run.main([str(flag) for flag in argv])
+        code = self._main([str(flag) for flag in argv])
         self.out, err = self._capture.readouterr()
         assert (code, err) == (0, "")
         return self.out
@@ -112,7 +112,7 @@ class Program:
     def fails(self, *argv: object) -> str:
         """The one sentence of a program that is used wrongly, without 'error: ' before it."""
         self._capture.readouterr()
-        code = run.main([str(flag) for flag in argv])
+        code = self._main([str(flag) for flag in argv])
         self.out, err = self._capture.readouterr()
         assert code == 2, err
         assert err.startswith("error: ")

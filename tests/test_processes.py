@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_run
+from jobs import ROOT, finish, free_port, job, wait_for, workers_of
 from torch import nn
 
 import run
@@ -29,7 +27,6 @@ from processes import Processes, RunningStatistics
 from training import TERMINATED
 from utils import load_checkpoint
 
-ROOT = Path(run.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=0.1"]
 # Dropout, batch norms in training, batches that two processes share unequally, a validation, frames and stored features.
 LEARNS = shlex.split(
@@ -38,46 +35,10 @@ LEARNS = shlex.split(
 )
 
 
-@contextlib.contextmanager
-def job(command: list[Any], output: Any = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
-    """A running program, ended with all its processes at the latest when the block ends."""
-    with subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, text=True, start_new_session=True, stdout=output,
-        stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                children = workers_of(process)
-                os.killpg(process.pid, signal.SIGKILL)
-                for child in children:  # each leads a group of its own
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child, signal.SIGKILL)
-
-
-def finish(command: list[Any]) -> str:
-    """What a job that succeeds within two minutes prints."""
-    with job(command) as process:
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
-    return out
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < give_up, "it never came to it"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def torchrun() -> list[str]:
     """torchrun with two processes, on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return [*TORCHRUN, "--master-port", str(probe.getsockname()[1])]
+    return [*TORCHRUN, "--master-port", str(free_port())]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -262,17 +223,6 @@ def test_the_slurm_script_starts_goes_on_and_asks_to_be_queued_again(
 # Losing one ----------------------------------------------------------------------------------------------------------
 
 LONG = [*LEARNS, "-i", "12", "--save_freq", "3", "--val_iters", "6"]
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that torchrun has started, by rank."""
-    ranks = {}
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        rank = next((v[5:] for v in variables if v.startswith(b"RANK=")), None)
-        if rank is not None:
-            ranks[int(rank)] = int(child)
-    return [ranks[rank] for rank in sorted(ranks)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through /proc")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import tiny_run
+from jobs import IsTime, in_a_fork, learnt, nth, quietly, signalled_when
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
 from feature_store import FeatureStore
-from utils import RunFolder, load_checkpoint
+from utils import RunFolder
 
 # Dropout, an optimiser with a memory, and batches of three tasks, whose ends are not when a save is due.
 TRX = ["--method", "trx", "--trans_linear_out_dim", 8, "--trans_dropout", 0.5, "--tasks_per_batch", 3, "--save_freq", 2]
@@ -48,31 +45,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def learnt(path: Path) -> dict[str, Any]:
-    """A checkpoint without the flags, its tensors as bytes."""
-
-    def comparable(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.dtype, tuple(value.shape), value.contiguous().numpy().tobytes()
-        if isinstance(value, dict):
-            return {name: comparable(content) for name, content in value.items()}
-        return [comparable(content) for content in value] if isinstance(value, (list, tuple)) else value
-
-    checkpoint = load_checkpoint(path)
-    del checkpoint["args"]
-    return comparable(checkpoint)
-
-
 def assert_as_if_never_stopped(folder: Path, unbroken: dict[str, Any]) -> None:
     found = outcome(folder)
     assert [name for name in unbroken if found[name] != unbroken[name]] == []
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "features").exists()
-
-
-def quietly(argv: list[Any]) -> int:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return run.main([str(flag) for flag in argv])
 
 
 @pytest.fixture(scope="session")
@@ -95,52 +72,16 @@ MOMENTS = [
 ]  # fmt: skip
 
 
-def in_a_fork(work: Callable[[], int]) -> int:
-    """Exit code of `work` in a process of its own; its data loader's workers, if it left any, are not waited for."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(work()))
-    process.start()
-    while process.exitcode is None:
-        time.sleep(0.005)
-    return process.exitcode
-
-
 def go_on(folder: Path, num_workers: int = 0) -> int:
     # In a fork, so that TensorBoard's file has a later name than the killed process's, also within the same second.
     return in_a_fork(lambda: quietly(["-c", folder, "-r", "--num_workers", num_workers]))
 
 
-def killed_when(is_time: Callable[[str, tuple[Any, ...]], bool], argv: list[Any]) -> bool:
+def killed_when(is_time: IsTime, argv: list[Any]) -> bool:
     """Runs the program; whether it was killed, which it is before the first moment that `is_time` holds for."""
-
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if is_time(name, args):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        return call
-
-    def work() -> int:
-        for owner, name in MOMENTS:
-            setattr(owner, name, watched(name, getattr(owner, name)))
-        return quietly(argv)
-
-    code = in_a_fork(work)
+    code = signalled_when(is_time, argv, MOMENTS)
     assert code in (0, -signal.SIGKILL)
     return code != 0
-
-
-def nth(wanted: int, name: str, file: str | None = None) -> Callable[[str, tuple[Any, ...]], bool]:
-    """The wanted-th time, from 1, that `name` is called, for replace: with the target `file`."""
-    count = 0
-
-    def is_time(moment: str, args: tuple[Any, ...]) -> bool:
-        nonlocal count
-        if name in (moment, "any") and (file is None or Path(args[1]).name == file):
-            count += 1
-        return count == wanted
-
-    return is_time
 
 
 @pytest.mark.parametrize(
