@@ -43,7 +43,7 @@ class Recogniser(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         features = self.dropout(self.backbone(clips))
         with torch.autocast(features.device.type, enabled=False):
-            return reduce(self.classifier(features.float()), "n s c -> n c", "mean")
+            return reduce(self.classifier(features.to(self.classifier.weight.dtype)), "n s c -> n c", "mean")
 
     def train(self, mode: bool = True) -> Recogniser:
         super().train(mode)
