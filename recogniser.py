@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones import Backbone
+from backbones.msn import DeformConv2d
 
 # Factors on learning rate and weight decay, as the TSN and TSM code bases set them: biases learn twice as fast, neither
 # they nor batch norms decay; with `tsm_fc5` the classifier learns five times as fast.
@@ -52,14 +53,28 @@ class Recogniser(nn.Module):
         return self
 
     def parameter_groups(self, layer_rates: str, weight_decay: float) -> list[dict[str, Any]]:
-        """What an optimiser takes: trained parameters with their "weight_decay" and "lr_mult". See LAYER_RATES."""
+        """What an optimiser takes: trained parameters with their "weight_decay" and "lr_mult". See LAYER_RATES.
+
+        What predicts the offsets of deformable kernels learns at a tenth of the rate under any of them, as MSN's authors
+        meant it to: their code sets that factor where nothing reads it. Where it does not train the kernels either (MSN's
+        variant `released`) it has no effect here as well.
+        """
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if layer_rates == "uniform":
-            return [{"params": list(trained.values()), "weight_decay": weight_decay, "lr_mult": 1.0, "name": "all"}]
-        norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, _BatchNorm)}
+        modules = dict(self.named_modules())
+        norms = {name for name, module in modules.items() if isinstance(module, _BatchNorm)}
+        offsets = {
+            f"{name}.offset"
+            for name, module in modules.items()
+            if isinstance(module, DeformConv2d) and module.weight.requires_grad
+        }
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            if name.rpartition(".")[0] + "." in norms:
+            owner = name.rpartition(".")[0]
+            if owner in offsets:
+                kind = "offsets"
+            elif layer_rates == "uniform":
+                kind = "all"
+            elif owner in norms:
                 kind = "norms"
             elif name.startswith("classifier.") and layer_rates == "tsm_fc5":
                 kind = "classifier weight" if name.endswith("weight") else "classifier bias"
@@ -67,8 +82,8 @@ class Recogniser(nn.Module):
                 kind = "biases" if name.endswith("bias") else "weights"
             groups.setdefault(kind, []).append(parameter)
         factors = {  # on learning rate and on weight decay
-            "weights": (1.0, 1.0), "biases": (2.0, 0.0), "norms": (1.0, 0.0), "classifier weight": (5.0, 1.0),
-            "classifier bias": (10.0, 0.0),
+            "all": (1.0, 1.0), "weights": (1.0, 1.0), "biases": (2.0, 0.0), "norms": (1.0, 0.0),
+            "classifier weight": (5.0, 1.0), "classifier bias": (10.0, 0.0), "offsets": (0.1, 1.0),
         }  # fmt: skip
         return [
             {

@@ -443,6 +443,8 @@ class Trainer:
                 labels=videos.labels[kept],
                 logits=store.read(kept).numpy(),
                 protocol=protocol,
+                num_crops=crops.num_crops,
+                num_clips=dataset.num_clips,
                 multi_label=videos.multi_label,
             )
         except BaseException:

@@ -18,12 +18,15 @@ import torch
 
 from utils import UserError, accuracy_interval, atomic_write
 
+FUSIONS = ("logits", "probabilities", "relu_logits")
+
 
 @dataclasses.dataclass(frozen=True)
 class ViewScores:
     """logits float32 (V, A, C) of the views of `videos`; labels int64 (V, L), -1 where there is none.
 
-    protocol: how the views were taken, in words. multi_label: a video may have any number of labels.
+    Views are crop after crop, and of each crop clip after clip: A = num_crops * num_clips. protocol: how they were taken,
+    in words. multi_label: a video may have any number of labels.
     """
 
     videos: list[str]
@@ -31,12 +34,34 @@ class ViewScores:
     labels: np.ndarray
     logits: np.ndarray
     protocol: str
+    num_crops: int
+    num_clips: int
     multi_label: bool = False
 
+    def __post_init__(self) -> None:
+        expected = (len(self.videos), self.num_crops * self.num_clips, len(self.classes))
+        if self.logits.shape != expected:
+            raise ValueError(f"logits are {self.logits.shape}, expected {expected}")
+
+    def views(self, crops: Sequence[int] | None = None, clips: Sequence[int] | None = None) -> ViewScores:
+        """Only these crops of these clips, counted from 0; unset: all. Raises UserError for one that there is not."""
+        kept = []
+        for kind, numbers, count in (("crop", crops, self.num_crops), ("clip", clips, self.num_clips)):
+            kept.append(list(range(count)) if numbers is None else list(dict.fromkeys(numbers)))
+            if wrong := [number for number in kept[-1] if not 0 <= number < count]:
+                raise UserError(
+                    f"{kind} {wrong[0]} was asked for, and there are {count} {kind}s: expected 0 to {count - 1}; "
+                    f"{self.protocol}"
+                )
+        chosen_crops, chosen_clips = kept
+        chosen = [crop * self.num_clips + clip for crop in chosen_crops for clip in chosen_clips]
+        return dataclasses.replace(
+            self, logits=self.logits[:, chosen], num_crops=len(chosen_crops), num_clips=len(chosen_clips)
+        )
+
     def fused(self, fusion: str = "logits") -> np.ndarray:
-        """Scores (V, C): the mean over views of logits, or of probabilities."""
-        views = self.logits if fusion == "logits" else torch.from_numpy(self.logits).softmax(dim=-1).numpy()
-        return views.mean(axis=1)
+        """Scores (V, C) of the videos; see `fuse`."""
+        return fuse(self.logits, fusion)
 
     def confidence(self, fusion: str = "logits") -> np.ndarray:
         """The probabilities (V, C) that follow from the fused scores; with several labels each class has its own."""
@@ -60,6 +85,8 @@ class ViewScores:
                 labels=self.labels,
                 logits=self.logits,
                 protocol=np.array(self.protocol),
+                num_crops=np.array(self.num_crops),
+                num_clips=np.array(self.num_clips),
                 multi_label=np.array(self.multi_label),
             )
 
@@ -74,12 +101,31 @@ class ViewScores:
                     labels=file["labels"],
                     logits=file["logits"],
                     protocol=str(file["protocol"]),
+                    num_crops=int(file["num_crops"]),
+                    num_clips=int(file["num_clips"]),
                     multi_label=bool(file["multi_label"]),
                 )
         except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"could not read scores from {path} ({error}): expected scores.npz of a test by run_supervised.py"
             ) from error
+
+
+def fuse(logits: np.ndarray, fusion: str = "logits", weights: Sequence[float] | None = None) -> np.ndarray:
+    """What views, or models, say together: logits (V, A, C) -> scores (V, C), whose order ranks the classes.
+
+    logits: the weighted mean. probabilities: the logarithm of that of the softmax, so that the scores are logits again.
+    relu_logits: that of positive logits, with 0 for the others (TDN's code, for two models). weights: (A,); unset: equal.
+    Scores that are fused again, alone, stay as they are, and so models are fused by the scores of each.
+    """
+    values = torch.from_numpy(logits)
+    shares = torch.ones(values.shape[1]) if weights is None else torch.tensor(weights, dtype=torch.float64)
+    shares = (shares / shares.sum()).to(values.dtype)
+    if fusion == "probabilities":
+        return torch.logsumexp(values.log_softmax(dim=-1) + shares.log()[:, None], dim=1).numpy()
+    if fusion == "relu_logits":
+        values = values.relu()
+    return torch.einsum("vac,a->vc", values, shares).numpy()
 
 
 def summary(scores: np.ndarray, labels: np.ndarray, *, multi_label: bool = False) -> dict[str, Any]:
@@ -89,7 +135,8 @@ def summary(scores: np.ndarray, labels: np.ndarray, *, multi_label: bool = False
         return {}
     scores, labels = scores[known], labels[known]
     if multi_label:
-        return {"videos": len(scores), "mean_average_precision": mean_average_precision(scores, labels)}
+        mean = float(np.nanmean(average_precisions(scores, labels)))
+        return {"videos": len(scores), "mean_average_precision": mean}
     right = 100.0 * (scores.argmax(axis=1) == labels[:, 0])
     accuracy, ci95 = accuracy_interval(right)
     classes = class_accuracies(scores.argmax(axis=1), labels[:, 0], scores.shape[1])
@@ -119,17 +166,18 @@ def class_accuracies(predicted: np.ndarray, labels: np.ndarray, num_classes: int
     return 100 * np.divide(right, asked, out=np.full(num_classes, np.nan), where=asked > 0)
 
 
-def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Percent: the mean over classes of the average precision, which is the mean of the precision at each of the class's
-    videos in the order of scores, without interpolation. Classes without a video do not count."""
+def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Percent, (C,): the mean of the precision at each of the class's videos, ordered by score (VOC 2010's area); nan where
+    a class has none."""
     wanted = np.zeros(scores.shape, dtype=bool)
     rows, columns = np.nonzero(labels >= 0)
     wanted[rows, labels[rows, columns]] = True
     order = np.argsort(-scores, axis=0, kind="stable")
     hits = np.take_along_axis(wanted, order, axis=0)
     precision = hits.cumsum(axis=0) / np.arange(1, len(scores) + 1)[:, None]
-    present = hits.any(axis=0)
-    return float(100 * ((precision * hits).sum(axis=0)[present] / hits.sum(axis=0)[present]).mean())
+    found = hits.sum(axis=0)
+    total = (precision * hits).sum(axis=0)
+    return 100 * np.divide(total, found, out=np.full(len(total), np.nan), where=found > 0)
 
 
 def save_predictions(

@@ -16,7 +16,7 @@ from view_scores import (
     best,
     class_accuracies,
     in_top,
-    mean_average_precision,
+    average_precisions,
     save_predictions,
     summary,
 )
@@ -138,6 +138,10 @@ def test_videos_without_a_label_do_not_count() -> None:
 
 
 # Several labels ------------------------------------------------------------------------------------------------------
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.nanmean(average_precisions(scores, labels)))
 
 
 def literal_mean_average_precision(scores: np.ndarray, labels: list[set[int]]) -> float:
