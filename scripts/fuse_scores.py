@@ -90,7 +90,7 @@ class Ensemble:
     def order_of(self, scores: ViewScores, path: Path) -> np.ndarray:
         """Where the ensemble's videos stand in `scores`, (V,). Raises UserError where they are not the same."""
         first = self.members[0].path if self.members else path
-        if (scores.classes, scores.multi_label) != (self.classes, self.multi_label):
+        if scores.classes != self.classes:
             pairs = zip(scores.classes, self.classes, strict=False)
             differ = next((f", '{one}' in the place of '{other}'" for one, other in pairs if one != other), "")
             raise UserError(
