@@ -64,12 +64,8 @@ class ViewScores:
         return fuse(self.logits, fusion)
 
     def confidence(self, fusion: str = "logits") -> np.ndarray:
-        """The probabilities (V, C) that follow from the fused scores; with several labels each class has its own."""
-        scores = self.fused(fusion)
-        if fusion == "probabilities":
-            return scores
-        logits = torch.from_numpy(scores)
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).numpy()
+        """The probabilities (V, C) of the fused scores; see `probabilities`."""
+        return probabilities(self.fused(fusion), multi_label=self.multi_label)
 
     def summary(self, fusion: str = "logits") -> dict[str, Any]:
         """Percentages over the videos that have a label: top-1 with its 95 % interval, top-5, the mean of the classes'
@@ -178,6 +174,12 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     found = hits.sum(axis=0)
     total = (precision * hits).sum(axis=0)
     return 100 * np.divide(total, found, out=np.full(len(total), np.nan), where=found > 0)
+
+
+def probabilities(scores: np.ndarray, *, multi_label: bool = False) -> np.ndarray:
+    """Of fused scores (V, C), (V, C): they add up to 1 over classes; with several labels each class has its own."""
+    values = torch.from_numpy(scores)
+    return (values.sigmoid() if multi_label else values.softmax(dim=-1)).numpy()
 
 
 def save_predictions(

@@ -37,6 +37,7 @@ from view_scores import (
     class_accuracies,
     fuse,
     in_top,
+    probabilities,
     save_predictions,
     summary,
 )
@@ -323,7 +324,10 @@ def fuse_scores(args: argparse.Namespace) -> None:
         with atomic_write(args.csv) as file:
             file.write(csv_text(columns, rows).encode(errors="surrogateescape"))
     if args.predictions:
-        save_predictions(args.predictions, ensemble.videos, ensemble.classes, ensemble.labels, ensemble.scores)
+        confidence = probabilities(ensemble.scores, multi_label=ensemble.multi_label)
+        save_predictions(
+            args.predictions, ensemble.videos, ensemble.classes, ensemble.labels, ensemble.scores, confidence
+        )
     if args.out:
         fused_scores(ensemble).save(args.out)
 

@@ -13,10 +13,10 @@ import pytest
 from utils import UserError
 from view_scores import (
     ViewScores,
+    average_precisions,
     best,
     class_accuracies,
     in_top,
-    average_precisions,
     save_predictions,
     summary,
 )
@@ -31,7 +31,9 @@ def scores_of(count: int = 6, views: int = 4, **changes: Any) -> ViewScores:
         "classes": CLASSES,
         "labels": rng.integers(len(CLASSES), size=(count, 1)),
         "logits": rng.normal(scale=3, size=(count, views, len(CLASSES))).astype(np.float32),
-        "protocol": "2 clips x 2 crops",
+        "protocol": "clips x 1 crop",
+        "num_crops": 1,
+        "num_clips": views,
     }
     return ViewScores(**(fields | changes))
 
@@ -56,13 +58,15 @@ def literal_fusion(scores: ViewScores, fusion: str) -> list[list[float]]:
 @pytest.mark.parametrize("fusion", ["logits", "probabilities"])
 def test_fusion_is_the_mean_over_views(fusion: str) -> None:
     scores = scores_of()
-    np.testing.assert_allclose(scores.fused(fusion), literal_fusion(scores, fusion), rtol=1e-5, atol=1e-6)
+    found = scores.fused(fusion)
+    found = np.exp(found) if fusion == "probabilities" else found  # they come as logits
+    np.testing.assert_allclose(found, literal_fusion(scores, fusion), rtol=1e-5, atol=1e-6)
 
 
 def test_the_two_fusions_may_disagree() -> None:
     """One view that is very sure outweighs two in the mean of logits, not in the mean of probabilities."""
     logits = np.array([[[9, 0], [0, 3], [0, 3]]], dtype=np.float32)
-    scores = scores_of(1, classes=["x", "y"], labels=np.array([[1]]), logits=logits)
+    scores = scores_of(1, classes=["x", "y"], labels=np.array([[1]]), logits=logits, num_clips=3)
     assert [scores.summary(fusion)["accuracy"] for fusion in ("logits", "probabilities")] == [0, 100]
 
 
