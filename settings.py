@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from arn import CNN_ARN
 from backbones import build_backbone, import_from_file
 from backbones.figures import print_backbones
 from flags import (
@@ -55,6 +56,7 @@ METHODS: dict[str, type[CNN_FSHead]] = {
     "otam": CNN_OTAM,
     "pal": CNN_PAL,
     "cmn": CNN_CMN,
+    "arn": CNN_ARN,
     "mean": CNN_Mean,
     "max": CNN_Max,
     "diag": CNN_Diagonal,

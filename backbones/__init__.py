@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones import blvnet, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
+from backbones import blvnet, c3d, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
 from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.torchvision_import import torchvision
@@ -62,6 +62,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
     **per_depth("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
     **per_depth("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),
+    "c3d": BackboneEntry(c3d.c3d, frames=16),
+    "conv4_3d": BackboneEntry(c3d.conv4_3d, frames=20),
     "s3d_inception_v1": BackboneEntry(s3d.inception, INCEPTION),
     **per_depth("s3d_resnet{}", s3d.resnet, (18, 34, 50, 101, 152), RESNET),
     "r3d_18": BackboneEntry(video.r3d_18, "R3D_18_Weights.KINETICS400_V1", 16),

@@ -16,7 +16,11 @@ from utils import UserError, load_tensors
 
 # Names under which training programs wrap a state dict, and what belongs to the classifiers on top of a backbone.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.")
+CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
+
+# C3D's layers as torchvision numbers those of VGG, and by their names; in a row "features" and the "classifier" on them.
+C3D_FEATURES = dict(zip((0, 3, 6, 8, 11, 13, 16, 18), ["1a", "2a", "3a", "3b", "4a", "4b", "5a", "5b"], strict=True))
+C3D_CLASSIFIER = {0: "fc6", 3: "fc7", 6: "fc8"}
 
 # How others name what is in our networks. A name that a network lacks goes through these until it has it.
 RENAMES = (
@@ -99,7 +103,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflatio
     """
     one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
-    state = folded_biases(plain_blocks(joined_taps(state)))
+    state = folded_biases(named_layers(plain_blocks(joined_taps(state))))
     found = with_copies({own_name(name, own): tensor for name, tensor in state.items()}, net)
     matched = {name: fitted(found[name], own[name], inflation) for name in own if name in found}
     for name, tensor in matched.items():
@@ -164,6 +168,25 @@ def plain_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"features\.(\d+)\.conv\.(\d)\.", nested, name): tensor for name, tensor in state.items()}
 
 
+def named_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """C3D under the names of its authors' network, from those of conversions that number its layers as VGG's or write conv1
+    for conv1a."""
+    bare = {re.sub(r"^(module\.|backbone\.)+", "", name).replace(".conv.", "."): name for name in state}
+    numbered = {f"features.{row}.": f"conv{layer}." for row, layer in C3D_FEATURES.items()}
+    numbered |= {f"classifier.{row}.": f"{layer}." for row, layer in C3D_CLASSIFIER.items()}
+    if "features.18.weight" in bare and state[bare["features.18.weight"]].ndim == 5:
+        renamed = numbered
+    elif "conv5b.weight" in bare:
+        renamed = {"conv1.": "conv1a.", "conv2.": "conv2a."}
+    else:
+        return state
+    layers = {}
+    for name, source in bare.items():
+        layer, leaf = name.rsplit(".", 1)
+        layers[renamed.get(f"{layer}.", f"{layer}.") + leaf] = state[source]
+    return layers
+
+
 def folded_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """TDN as its authors keep it, without the biases of its convolutions and without a first one that never ran.
 
@@ -198,6 +221,8 @@ def fitted(weight: Tensor, like: Tensor, inflation: str) -> Tensor:
         weight = weight[:, :, 0]
     if weight.ndim == 3 and like.ndim == 4:
         weight = rearrange(weight, "o i t -> o i t 1")
+    if weight.ndim == 2 and like.ndim == 5 and weight.shape[1] == like[0].numel():
+        weight = weight.reshape(like.shape)  # a fully connected layer, over a volume in the order (I, t, h, w)
     if weight.ndim >= 4 and weight.shape[1] == 3 and like.shape[1] != 3:
         weight = repeat(weight.mean(dim=1), "o ... -> o i ...", i=like.shape[1])
     return weight

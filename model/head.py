@@ -84,12 +84,14 @@ class CNN_FSHead(nn.Module):
             rearrange(images.reshape(-1, *images.shape[-3:]), "(n t) c h w -> n t c h w", t=self.args.seq_len)
             for images in (support_images, target_images)
         ]
-        if self.separate_backbone_calls:
-            features = [self.encode(group) for group in clips]
-        else:
-            features = list(self.encode(torch.cat(clips)).split([len(group) for group in clips]))
-        support, target = (group.unflatten(0, (*episodes, -1)) for group in features)
+        support, target = (group.unflatten(0, (*episodes, -1)) for group in self.encode_groups(clips))
         return support, target
+
+    def encode_groups(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """`encode` of several groups of clips, all in one call, or with `separate_backbone_calls` each in its own."""
+        if self.separate_backbone_calls:
+            return [self.encode(group) for group in groups]
+        return list(self.encode(torch.cat(list(groups))).split([len(group) for group in groups]))
 
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Any:
         """Scores every query against every class, many episodes at once.
@@ -123,6 +125,10 @@ class CNN_FSHead(nn.Module):
     def query_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of logits (Q, K) or (B, Q, K) with labels (Q,) or (B, Q), reduced as `--loss_reduction` says."""
         losses = F.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), reduction="none").reshape(labels.shape)
+        return self.over_queries(losses)
+
+    def over_queries(self, losses: Tensor) -> Tensor:
+        """Losses of queries, (Q,) or (B, Q), as one: their mean, or with `--loss_reduction sum` their sum per episode."""
         return losses.mean() if self.loss_reduction == "mean" else losses.sum(dim=-1).mean()
 
     def distribute_model(self, devices: Sequence[torch.device] = ()) -> None:

@@ -23,6 +23,10 @@ OPTIONS = [
     "otam --otam_shot_reduce feature",
     "pal --pal_prototype_loss sigmoid",
     "chamfer++ --chamfer_tuples 1",
+    "arn --arn_variant sosn",
+    "arn --arn_attention serial --arn_loss balanced_mse",
+    "arn --arn_variant ta --arn_loss bce",
+    "arn --arn_variant sa --arn_loss cross_entropy",
 ]
 UNEQUAL = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])  # 3, 1 and 4 shots
 TARGET_LABELS = torch.tensor([2, 0, 1, 0, 2])
@@ -113,7 +117,7 @@ def test_what_fills_up_a_class_is_not_looked_at(head, monkeypatch):
     logits = logits_of(head, *case)
     filled = filled_with_noise(group_by_class)
     for name, module in list(sys.modules.items()):
-        if name.startswith("model.") and hasattr(module, "group_by_class"):
+        if name.startswith(("model.", "arn")) and hasattr(module, "group_by_class"):
             monkeypatch.setattr(module, "group_by_class", filled)
     torch.testing.assert_close(logits_of(head, *case), logits)
 
