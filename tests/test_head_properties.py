@@ -23,10 +23,6 @@ OPTIONS = [
     "otam --otam_shot_reduce feature",
     "pal --pal_prototype_loss sigmoid",
     "chamfer++ --chamfer_tuples 1",
-    "arn --arn_variant sosn",
-    "arn --arn_attention serial --arn_loss balanced_mse",
-    "arn --arn_variant ta --arn_loss bce",
-    "arn --arn_variant sa --arn_loss cross_entropy",
 ]
 UNEQUAL = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])  # 3, 1 and 4 shots
 TARGET_LABELS = torch.tensor([2, 0, 1, 0, 2])
@@ -167,8 +163,11 @@ def test_one_episode_can_be_learnt_by_heart(head):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        all_right = torch.equal(outputs["logits"][0].argmax(dim=-1), TARGET_LABELS)
+        if all_right and losses[-1] < 0.5 * losses[0]:
+            break
     assert losses[-1] < 0.5 * losses[0]
-    assert torch.equal(outputs["logits"][0].argmax(dim=-1), TARGET_LABELS)
+    assert all_right
 
 
 def test_mean_over_25_queries_at_25_times_the_rate_is_their_sum(method):
