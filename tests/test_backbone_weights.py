@@ -16,14 +16,20 @@ from utils import UserError
 def trained_and_empty(name: str) -> tuple[nn.Module, nn.Module]:
     """A network with random weights, and the same with zeros."""
     torch.manual_seed(0)
-    trained = build_backbone(name, seq_len=BACKBONES[name].frames, **OPTIONS.get(name, {})).net
+    table_name, _, until = name.partition(" until ")
+    options = {"until": until} if until else OPTIONS.get(name, {})
+    trained = build_backbone(table_name, seq_len=BACKBONES[table_name].frames, **options).net
     empty = copy.deepcopy(trained)
     for tensor in empty.state_dict().values():
         tensor.zero_()
     return trained, empty
 
 
-OPTIONS = {"tsm_resnet50": {"non_local": True, "temporal_pool": 1}, "resnet3d18": {"shortcut": "A"}}
+OPTIONS = {
+    "tsm_resnet50": {"non_local": True, "temporal_pool": 1},
+    "resnet3d18": {"shortcut": "A"},
+    "c3d": {"until": "fc7"},
+}
 
 
 def as_tsm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -134,6 +140,33 @@ def as_tdn_layer(name: str) -> str:
     return f"module.base_model.{name}"
 
 
+def as_numbered_c3d(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """C3D of Sports-1M as it was converted for PyTorch, with layers in two numbered rows."""
+    rows = {"1a": 0, "2a": 3, "3a": 6, "3b": 8, "4a": 11, "4b": 13, "5a": 16, "5b": 18}
+    named = {}
+    for name, tensor in state.items():
+        layer, leaf = name.split(".")
+        if layer.startswith("conv"):
+            named[f"features.{rows[layer.removeprefix('conv')]}.{leaf}"] = tensor
+        else:
+            tensor = tensor.flatten(1) if leaf == "weight" else tensor
+            named[f"classifier.{ {'fc6': 0, 'fc7': 3}[layer] }.{leaf}"] = tensor
+    return named | {"classifier.6.weight": torch.zeros(487, 4096), "classifier.6.bias": torch.zeros(487)}
+
+
+def as_named_c3d(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with names of layers, of which the first two have lost their letter."""
+    named = {re.sub(r"^conv([12])a", r"conv\1", name): tensor for name, tensor in state.items()}
+    for layer, shape in {"fc6": (4096, 8192), "fc7": (4096, 4096), "fc8": (487, 4096)}.items():
+        named |= {f"{layer}.weight": torch.zeros(shape), f"{layer}.bias": torch.zeros(shape[0])}
+    return named
+
+
+def as_wrapped_c3d(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MMAction's: convolutions within modules."""
+    return {"state_dict": {re.sub(r"^conv(..)\.", r"backbone.conv\1.conv.", name): t for name, t in state.items()}}
+
+
 PUBLISHED = {
     "tsm_resnet50": as_tsm,
     "tsm_resnet18": as_tsm_of_whole_blocks,
@@ -146,6 +179,9 @@ PUBLISHED = {
     "blvnet_tam50": as_blvnet,
     "resnet3d18": as_hara,
     "tdn_resnet50": as_tdn,
+    "c3d": as_numbered_c3d,
+    "c3d until conv5b": as_named_c3d,
+    "c3d until conv4b": as_wrapped_c3d,
 }
 
 

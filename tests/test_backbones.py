@@ -93,6 +93,9 @@ TEMPORAL = [
     Case("i3d_resnet50", 8, options={"kernels": "3x1x1", "temporal_stride": True}),
     Case("resnet3d10", 8),
     Case("resnet3d10", 8, options={"shortcut": "A", "no_max_pool": True, "conv1_t_size": 3}),
+    Case("c3d", 8),
+    Case("c3d", 4, options={"until": "conv4b"}),
+    Case("conv4_3d", 4),
     Case("s3d_inception_v1", 4),
     Case("s3d_resnet18", 4, options={"temporal_stride": True, "dw_t_conv": True}),
     Case("r3d_18", 4),
@@ -185,7 +188,17 @@ def test_saved_and_loaded_it_is_the_same(case, built):
 
 @pytest.mark.parametrize(
     "name",
-    ["tsm_resnet18", "tam_resnet18", "i3d_resnet18", "resnet3d18", "s3d_inception_v1", "r2plus1d_18", "swin3d_t"],
+    [
+        "tsm_resnet18",
+        "tam_resnet18",
+        "i3d_resnet18",
+        "resnet3d18",
+        "c3d",
+        "conv4_3d",
+        "s3d_inception_v1",
+        "r2plus1d_18",
+        "swin3d_t",
+    ],
 )
 def test_the_number_of_frames_is_read_off_the_clip(name):
     """Trained with some number of frames, a network may be tested with another."""
@@ -206,6 +219,11 @@ def test_the_number_of_frames_is_read_off_the_clip(name):
         ("resnet3d18", {}, 16, 1),
         ("resnet3d18", {"no_max_pool": True, "conv1_t_stride": 2}, 16, 1),
         ("s3d", {}, 14, 2),
+        ("c3d", {}, 20, 2),
+        ("c3d", {"until": "conv4b"}, 20, 5),
+        ("c3d", {"until": "fc6"}, 24, 2),
+        ("conv4_3d", {}, 20, 5),
+        ("conv4_3d", {}, 15, 3),
         ("swin3d_t", {}, 7, 4),
         ("lsnet_resnet18", {"num_frame": 5}, 40, 8),
         ("tdn_resnet50", {}, 80, 16),
@@ -262,6 +280,9 @@ def test_maps_of_a_transformer_are_its_last_normalised_tokens(name):
         ("tam_resnet18", {"blend_frames": 4}, 8, "blend_frames 3, 5 or 7"),
         ("i3d_resnet18", {"kernels": "3x1x1"}, 8, "give --backbone i3d_resnet50"),
         ("i3d", {"pooling": "median"}, 8, "unknown pooling 'median'"),
+        ("c3d", {"until": "fc8"}, 16, "unknown until 'fc8'"),
+        ("c3d", {}, 4, "too short: give --seq_len 8 or more"),
+        ("conv4_3d", {}, 3, "too short: give --seq_len 4 or more"),
         ("resnet18", {"inflation": "mean", "pretrained": "none.pt"}, 8, "no checkpoint at none.pt"),
         ("resnet3d18", {"pretrained": True}, 8, "no pretrained weights"),
         ("resnet18", {"pretrained": "ResNet18_Weights.V9"}, 8, "torchvision has no weights 'ResNet18_Weights.V9'"),

@@ -121,9 +121,14 @@ def changed(kind: str, order: tuple[int, ...] | int, clip: Tensor) -> Tensor:
 
 
 def discriminate(net: nn.Module, maps: Tensor) -> Tensor:
-    """Maps of 4 to 7 steps and 32 x 32 cells (L, C, S, 32, 32) -> (L, ways)."""
+    """Maps of 4 to 7 steps and of 4 x 4 to 32 x 32 cells (L, C, S, h, w) -> (L, ways); 32 x 32 is what the authors have.
+
+    Where two pools leave less than 8 x 8 cells, each counts for a block of them.
+    """
     for block in net.blocks:
         maps = F.max_pool3d(F.relu(batch_norm(block[1], F.conv3d(maps, block[0].weight, padding=1))), 2)
+    repeats = 8 // maps.shape[-1]
+    maps = maps.repeat_interleave(repeats, dim=-1).repeat_interleave(repeats, dim=-2)
     hidden = F.relu(F.linear(maps.flatten(1), net.score[0].weight, net.score[0].bias))
     return F.linear(hidden, net.score[2].weight, net.score[2].bias)
 
