@@ -18,9 +18,16 @@ from utils import UserError, load_tensors
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
 
-# C3D's layers as torchvision numbers those of VGG, and by their names; in a row "features" and the "classifier" on them.
-C3D_FEATURES = dict(zip((0, 3, 6, 8, 11, 13, 16, 18), ["1a", "2a", "3a", "3b", "4a", "4b", "5a", "5b"], strict=True))
-C3D_CLASSIFIER = {0: "fc6", 3: "fc7", 6: "fc8"}
+# What a network is called inside what it was trained in.
+PREFIXES = r"^((module|backbone|net|base_model)\.)+"
+
+# C3D's layers in its conversions: numbered as torchvision numbers VGG's, or the first two without their letter.
+C3D_LAYERS = {
+    "features.0": "conv1a", "features.3": "conv2a", "features.6": "conv3a", "features.8": "conv3b", "features.11": "conv4a",
+    "features.13": "conv4b", "features.16": "conv5a", "features.18": "conv5b",
+    "classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8",
+    "conv1": "conv1a", "conv2": "conv2a",
+}  # fmt: skip
 
 # How others name what is in our networks. A name that a network lacks goes through these until it has it.
 RENAMES = (
@@ -136,7 +143,7 @@ def load_weights_file(net: nn.Module, path: str | Path, inflation: str = "mean")
 
 def own_name(name: str, own: dict[str, Tensor]) -> str:
     """The name in `own` of what others call `name`; without what it was trained inside, where there is none."""
-    bare = renamed = name if name in own else re.sub(r"^((module|backbone|net|base_model)\.)+", "", name)
+    bare = renamed = name if name in own else re.sub(PREFIXES, "", name)
     for pattern, replacement in RENAMES:
         if renamed in own:
             return renamed
@@ -169,22 +176,13 @@ def plain_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def named_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """C3D under the names of its authors' network, from those of conversions that number its layers as VGG's or write conv1
-    for conv1a."""
-    bare = {re.sub(r"^(module\.|backbone\.)+", "", name).replace(".conv.", "."): name for name in state}
-    numbered = {f"features.{row}.": f"conv{layer}." for row, layer in C3D_FEATURES.items()}
-    numbered |= {f"classifier.{row}.": f"{layer}." for row, layer in C3D_CLASSIFIER.items()}
-    if "features.18.weight" in bare and state[bare["features.18.weight"]].ndim == 5:
-        renamed = numbered
-    elif "conv5b.weight" in bare:
-        renamed = {"conv1.": "conv1a.", "conv2.": "conv2a."}
-    else:
+    """C3D as its conversions for PyTorch keep it, with the layers named as in the authors' network."""
+    bare = {re.sub(PREFIXES, "", name).replace(".conv.", "."): tensor for name, tensor in state.items()}
+    marks = [bare[name] for name in ("features.8.weight", "conv3b.weight") if name in bare]
+    if not any(mark.ndim == 5 for mark in marks):
         return state
-    layers = {}
-    for name, source in bare.items():
-        layer, leaf = name.rsplit(".", 1)
-        layers[renamed.get(f"{layer}.", f"{layer}.") + leaf] = state[source]
-    return layers
+    layers = {name: name.rpartition(".") for name in bare}
+    return {C3D_LAYERS.get(layer, layer) + dot + leaf: bare[name] for name, (layer, dot, leaf) in layers.items()}
 
 
 def folded_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:

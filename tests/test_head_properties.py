@@ -153,7 +153,8 @@ def test_half_precision_features_give_finite_numbers_in_single_precision(head):
 
 def test_one_episode_can_be_learnt_by_heart(head):
     """With features that may be moved, as a backbone would."""
-    support, target = features(head, 8).requires_grad_(), features(head, 5, seed=1).requires_grad_()
+    support, target = (part.float().requires_grad_() for part in (features(head, 8), features(head, 5, seed=1)))
+    head.float()
     optimizer = torch.optim.Adam([support, target, *own_parameters(head).values()], lr=0.02)
     losses = []
     for _ in range(40):
