@@ -181,8 +181,11 @@ def named_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     marks = [bare[name] for name in ("features.8.weight", "conv3b.weight") if name in bare]
     if not any(mark.ndim == 5 for mark in marks):
         return state
-    layers = {name: name.rpartition(".") for name in bare}
-    return {C3D_LAYERS.get(layer, layer) + dot + leaf: bare[name] for name, (layer, dot, leaf) in layers.items()}
+    named = {}
+    for name, tensor in bare.items():
+        layer, _, leaf = name.rpartition(".")
+        named[f"{C3D_LAYERS.get(layer, layer)}.{leaf}"] = tensor
+    return named
 
 
 def folded_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
