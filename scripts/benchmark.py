@@ -56,6 +56,7 @@ from scripts.timing import (
     race,
     write_videos,
 )
+from tests.oracles import arn as literal_arn
 from tests.oracles import heads as literal_heads
 from tests.oracles import trx_tsn as literal
 from training import autocast, default_device, use_channels_last
@@ -193,6 +194,33 @@ def alignment(quick: bool) -> Iterator[Comparison]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole steps
+
+
+def arn_training(quick: bool) -> Iterator[Comparison]:
+    """A training step of ARN on its own encoder, 5-way 1-shot with 3 queries a class, from normalised frames.
+
+    The literal form goes channel by channel in float32, pools one clip after the other, and writes out every pair.
+    """
+    seq_len, size, queries = (8, 16, 1) if quick else (20, 128, 3)
+    flags = f"--method arn --backbone conv4_3d --seq_len {seq_len}"
+    ours, plain = (build_head(flags).train() for _ in range(2))
+    use_channels_last(ours)
+    clips = torch.randn(WAY * (1 + queries), seq_len, size, size, 3).permute(0, 1, 4, 2, 3)
+    support, target = clips.flatten(0, 1).split([WAY * seq_len, WAY * queries * seq_len])
+    planes, labels, target_labels = clips.contiguous(), torch.arange(WAY), torch.arange(WAY).repeat(queries)
+
+    def train() -> None:
+        with autocast(clips.device, "bf16"):
+            outputs = ours(support, labels, target)
+        ours.loss({"target_labels": target_labels}, outputs).backward()
+
+    def train_plainly() -> None:
+        maps = literal_arn.encode(plain.backbone.net, planes)
+        logits = literal_arn.arn(plain, maps[:WAY], labels, maps[WAY:])
+        literal_arn.squared_error(logits, target_labels).backward()
+
+    against = "its literal form, float32"
+    yield race("ARN's training step, bf16 channels-last", against, train, train_plainly, 1)
 
 
 @dataclasses.dataclass
@@ -364,6 +392,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
     "reading": reading,
     **{name: functools.partial(against_literal_form, form) for name, form in LITERAL_FORMS.items()},
     "alignment": alignment,
+    "arn": arn_training,
     "training_step": training_step,
     "test_episode": test_episode,
     "supervised_training": supervised_training,

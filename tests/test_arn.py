@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -210,6 +210,15 @@ def test_descriptors_do_not_change_when_cells_are_shuffled_or_features_scaled():
     torch.testing.assert_close(expected, expected.mT, **EXACT)
     assert expected.min() >= 0
     assert expected.max() < 1
+
+
+def test_second_order_pooling_is_the_sum_of_the_outer_products_of_all_cells():
+    maps = maps_of(2, seed=1, steps=2, side=3)
+    for found, clip in zip(arn.second_order(maps), maps, strict=True):
+        products = sum(
+            torch.outer(clip[:, s, y, x], clip[:, s, y, x]) for s, y, x in product(range(2), range(3), range(3))
+        )
+        torch.testing.assert_close(found, products / products.trace(), **EXACT)
 
 
 def test_descriptors_of_a_black_clip_are_zero_with_finite_gradients():

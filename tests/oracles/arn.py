@@ -1,4 +1,4 @@
-"""ARN as its sections read: one clip, one cell of its maps and one pair of a class and a query after the other.
+"""ARN as its sections read: one clip and one pair of a class and a query after the other, in float32 or float64.
 
 The fast form in arn.py is tested against this and timed against it. One episode at a time, labels 0..K-1.
 
@@ -14,14 +14,8 @@ from torch import Tensor, nn
 
 def batch_norm(layer: nn.Module, maps: Tensor) -> Tensor:
     """By the statistics of these maps in training, by the stored ones in testing; stores nothing."""
-    if layer.training:
-        axes = [axis for axis in range(maps.ndim) if axis != 1]
-        mean, variance = maps.mean(dim=axes), maps.var(dim=axes, correction=0)
-    else:
-        mean, variance = layer.running_mean, layer.running_var
-    shape = (1, -1, *[1] * (maps.ndim - 2))
-    normed = (maps - mean.reshape(shape)) / (variance.reshape(shape) + layer.eps).sqrt()
-    return normed * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+    statistics = (None, None) if layer.training else (layer.running_mean, layer.running_var)
+    return F.batch_norm(maps, *statistics, layer.weight, layer.bias, training=layer.training, eps=layer.eps)
 
 
 def encode(net: nn.Module, clips: Tensor) -> Tensor:
@@ -59,11 +53,9 @@ def attended(head: nn.Module, maps: Tensor) -> tuple[Tensor, Tensor | None, Tens
 
 
 def descriptor(maps: Tensor, sigma: float) -> Tensor:
-    """Of one clip (C, S, h, w): outer products of its cells, one after the other, then both normalisations: (C, C)."""
-    cells = maps.flatten(1).T
-    products = torch.zeros(len(maps), len(maps), dtype=maps.dtype)
-    for cell in cells:
-        products = products + torch.outer(cell, cell) / len(cells)
+    """Of one clip (C, S, h, w): 1/N times the maps by themselves over N cells, and both normalisations: (C, C)."""
+    cells = maps.flatten(1)
+    products = cells @ cells.T / cells.shape[1]
     products = products / products.trace()
     return 2 * torch.sigmoid(sigma * products) - 1
 
