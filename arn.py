@@ -126,10 +126,11 @@ class RelationNet(nn.Module):
             for _ in range(3)
         )
         self.score = nn.Sequential(nn.Linear(width * (CHANNELS // 16) ** 2, 8), nn.ReLU(), nn.Linear(8, 1))
-        for layer in (self.score[0], self.score[2]):
-            # As the authors start them: none of the eight units is silent, and the score can rise and fall.
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.ones_(layer.bias)
+        for layer in self.score:
+            if isinstance(layer, nn.Linear):
+                # As the authors start them: none of the eight units is silent, and the score can rise and fall.
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.ones_(layer.bias)
 
     def forward(self, classes: Tensor, queries: Tensor) -> Tensor:
         """Descriptors of classes (B, K, C, C) and queries (B, Q, C, C) -> logits (B, Q, K)."""

@@ -215,7 +215,7 @@ def arn_training(quick: bool) -> Iterator[Comparison]:
         ours.loss({"target_labels": target_labels}, outputs).backward()
 
     def train_plainly() -> None:
-        maps = literal_arn.encode(plain.backbone.net, planes)
+        maps = literal_arn.encode(plain.backbone.get_submodule("net"), planes)
         logits = literal_arn.arn(plain, maps[:WAY], labels, maps[WAY:])
         literal_arn.squared_error(logits, target_labels).backward()
 

@@ -32,12 +32,14 @@ from torch import Tensor
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from arn import CNN_ARN
 from model import CNN_OTAM, CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead, CNN_Similarity
 from model.head import group_by_class
 from model.trx import TemporalCrossTransformer
 from report import LIGHT, SERIES, house_style
 from run import load_head
 from scripts.answer_film import write_answer_film
+from scripts.attention_panel import attention_height, draw_attention
 from scripts.command_line import check_output, exit_code, new_parser
 from scripts.drawing import (
     PICTURE_SUFFIXES,
@@ -396,6 +398,7 @@ METHOD_PANELS: dict[type[CNN_FSHead], MethodPanel] = {
     CNN_TRX: MethodPanel(draw_tuple_matches, lambda episode: 4.0),
     CNN_DualPrototypes: MethodPanel(draw_dual_scores, lambda episode: 0.9 + 0.38 * len(episode.classes)),
     CNN_TSN: MethodPanel(draw_cosines, lambda episode: 3.0),
+    CNN_ARN: MethodPanel(draw_attention, attention_height),
 }
 
 

@@ -13,14 +13,9 @@ from scripts import benchmark, memory, timing
 def test_every_section_runs_and_is_in_the_table(capsys):
     assert benchmark.main(["--quick"]) == 0
     table = capsys.readouterr().out
-<<<<<<< HEAD
-    for what in ("episode of 80 frames", "tsn head, training", "trx head, forward, memory", "training step", "test episode",
-                 "opening 60 videos", "2 processes", "supervised training step", "6 views", torch.__version__):  # fmt: skip
-=======
     for what in ("episode of 80 frames", "tsn head, training", "trx head, forward, memory", "ARN's training step",
-                 "training step", "test episode",
-                 "opening 60 videos", "2 processes", torch.__version__):  # fmt: skip
->>>>>>> d006c4d (A benchmark of ARN's training step; C3D and Conv-4-64 in the table of backbones)
+                 "training step", "test episode", "opening 60 videos", "2 processes", "supervised training step", "6 views",
+                 torch.__version__):  # fmt: skip
         assert what in table
 
 
