@@ -143,7 +143,7 @@ def add_speed_flags(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_backbone_flags(group: Any, *, default: str) -> None:
-    group.add_argument("--backbone", default="resnet50", help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
+    group.add_argument("--backbone", default=default, help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
     group.add_argument(
         "--backbone_options",
         nargs="+",
@@ -245,7 +245,7 @@ def check_numbers(args: argparse.Namespace, at_least_one: Iterable[str], at_leas
         for name in names:
             given = getattr(args, name)
             for value in given if isinstance(given, list) else [given]:
-                if value is not None and value < least:
+                if value is not None and not value >= least:
                     raise UserError(f"--{name} is {value}: expected {least} or more")
 
 

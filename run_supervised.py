@@ -66,7 +66,7 @@ def learning_rate_at(step: int, per_epoch: int, args: argparse.Namespace) -> flo
     """Of optimiser step `step`, from 0: by whole epochs, after a warm-up by steps."""
     warm_steps = args.warmup_epochs * per_epoch
     if step < warm_steps:
-        return args.learning_rate * (step + 1) / warm_steps
+        return args.learning_rate * min(1.0, (step + 1) / warm_steps)
     epoch = step // per_epoch
     if args.lr_type == "cosine":
         return args.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
@@ -152,6 +152,8 @@ class Trainer:
         self.trains = args.epochs > 0 and not args.test_only
         self.videos = self.open_videos()
         self.classes = next(iter(self.videos.values())).classes
+        if not self.classes:
+            raise UserError("none of the videos has a label: a new recogniser needs some, give other lists")
         if self.trains and args.batch_size % self.processes.size:
             raise UserError(
                 f"--batch_size is {args.batch_size}: expected a multiple of {self.processes.size} processes"

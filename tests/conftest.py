@@ -23,6 +23,9 @@ CLASSES = {
     "test": ["climb stairs", "dive", "golf", "hit", "run", "sit", "wave"],
 }
 
+LABELS = ["clap", "jump up", "wave"]
+LABELLED_VIDEOS = {"train": 4, "val": 2, "test": 3}  # of each label; nine test videos cannot be shared evenly by two
+
 # A run of a second: 2-way 1-shot on 16-pixel clips of 3 frames. Flags given after these win.
 TINY = shlex.split(
     "--method tsn --backbone conv4 --no_pretrained --img_size 16 --seq_len 3 --way 2 --shot 1 -qpc 1 --num_workers 0 "
@@ -76,6 +79,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, classes in CLASSES.items():
         write_split(root / split, classes)
     return root
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose splits have the same classes, for supervised training; tests only read it."""
+    root = tmp_path_factory.mktemp("labelled")
+    for split, videos in LABELLED_VIDEOS.items():
+        write_split(root / split, LABELS, videos=videos)
+    return root
+
+
+@pytest.fixture
+def own_labelled(labelled: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(labelled, tmp_path / "own labelled"))
 
 
 @pytest.fixture

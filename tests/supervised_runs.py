@@ -1,0 +1,58 @@
+"""What the tests of run_supervised.py share: labelled videos, and the flags of a run on them that takes a tenth of a second."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flags import FINAL
+from utils import load_checkpoint
+
+# 2 epochs of 3 steps of 4 clips. Flags given after these win.
+TINY = shlex.split(
+    "--backbone conv4 --backbone_options width=8 --no_pretrained --img_size 16 --seq_len 3 --batch_size 4 --epochs 2 -lr 0.1 "
+    "--num_workers 0 --print_freq 2 --save_freq 0 --views_per_call 5"
+)
+
+
+def listed_run(folder: Path, *flags: object) -> list[str]:
+    """The command line of a tiny run without its data set, changed by `flags`."""
+    return [*TINY, "-c", str(folder), *map(str, flags)]
+
+
+def supervised_run(labelled: Path, folder: Path, *flags: object) -> list[str]:
+    """The command line of a tiny run on folders of classes, changed by `flags`."""
+    return listed_run(folder, "--dataset", labelled, *flags)
+
+
+def rows(folder: Path, name: str = "log.csv") -> list[dict[str, str]]:
+    with open(folder / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """results.json without the versions, which name the commit of this moment."""
+    content = json.loads((folder / "results.json").read_text())
+    del content["versions"]
+    return content
+
+
+def weights(folder: Path, name: str = FINAL) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name)["model"]
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's curves, without times."""
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    found = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return {tag: points for tag, points in found.items() if "seconds" not in tag}
