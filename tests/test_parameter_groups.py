@@ -73,9 +73,3 @@ def test_the_released_msn_learns_offsets_at_the_full_rate_and_no_kernel() -> Non
     assert any(".offset." in name for name in found)
     assert set(found.values()) == {(1.0, DECAY)}
     assert not any(name.endswith(("small.weight", "large.weight")) for name in found)
-
-
-def test_the_groups_of_tsm_have_the_sizes_that_its_code_prints() -> None:
-    """For ResNet-50: 1 + 53 weights (the first convolution is a group of its own there), 1 bias, 106 of batch norms."""
-    groups = recogniser("tsm_resnet50").parameter_groups("tsm", DECAY)
-    assert {group["name"]: len(group["params"]) for group in groups} == {"weights": 54, "biases": 1, "norms": 106}

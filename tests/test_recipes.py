@@ -206,7 +206,8 @@ TDN_MAIN = (
     "--consensus_type --k --dropout --loss_type --img_feature_dim --suffix --pretrain --tune_from --experiment_name --epochs "
     "-b --batch-size --lr_scheduler --warmup_epoch --lr_decay_rate --warmup_multiplier --lr --learning-rate --lr_steps "
     "--momentum --weight-decay --wd --clip-gradient --gd --no_partialbn --npb --print-freq -p --eval-freq -j --workers "
-    "--resume -e --evaluate --snapshot_pref --start-epoch --gpus --flow_prefix --root_log --root_model --dense_sample --local_rank"
+    "--resume -e --evaluate --snapshot_pref --start-epoch --gpus --flow_prefix --root_log --root_model --dense_sample "
+    "--local_rank"
 )
 TDN_TEST = (
     "dataset --weights --test_segments --modalities --archs --dense_sample --full_res --test_crops --coeff --batch_size -j "
