@@ -18,7 +18,6 @@ import av
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import LABELLED_VIDEOS, LABELS, Program, tiny_run, write_video
 from PIL import Image
 from supervised_runs import curves, listed_run, results, rows, same_weights, supervised_run, weights
