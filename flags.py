@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES
-from utils import RunFolder, UserError, load_checkpoint, read_json
-
-LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
+from processes import Processes
+from training import Termination, Training, exit_code_of
+from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
 # What may change when a run goes on: how it is run, and how it is tested. All else makes it another run.
 MAY_CHANGE = {
@@ -280,3 +281,38 @@ def find_checkpoint(folder: Path, name: str | None) -> Path:
         f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised, with -i 0 (run.py) "
         "or --epochs 0 (run_supervised.py), instead of --test_only"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A program from its command line to its exit code
+
+
+def run_program(
+    argv: Sequence[str],
+    *,
+    name: str,
+    first_look: argparse.ArgumentParser,
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    print_list: Callable[[], None],
+    training: type[Training],
+) -> int:
+    """Parses flags, joins the other processes of the job, and lets a training learn. Returns the exit code."""
+    rank = int(os.environ.get("RANK", 0))
+    with contextlib.ExitStack() as stack:
+
+        def program() -> None:
+            args = parse(resumed_if_restarted(list(argv), first_look))
+            if args.list:
+                print_list()
+                return
+            adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
+            resume = args.resume_from_checkpoint or adds_test
+            run = RunFolder(args.checkpoint_dir, resume=resume, writes=rank == 0, columns=training.columns)
+            stack.callback(run.close)
+            processes = Processes(args.timeout)
+            stack.callback(processes.close)
+            learner = training(args, run, processes, stack.enter_context(Termination()))
+            run.start(vars(args), [name, *argv], keep_settings=adds_test)
+            learner.learn()
+
+        return exit_code_of(program, rank)

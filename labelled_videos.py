@@ -53,6 +53,11 @@ class LabelledVideos:
     def __len__(self) -> int:
         return len(self.num_frames)
 
+    @property
+    def has_no_names(self) -> bool:
+        """Whether the classes are called by their numbers."""
+        return self.classes == [str(number) for number in range(len(self.classes))]
+
     def video_name(self, index: int) -> str:
         """What names the video in results, wherever the data set lies."""
         raise NotImplementedError

@@ -17,8 +17,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from episodes import episodes_fingerprint, seal_episodes, unseal_episodes
 from evaluation import Predictions, Tally
 from feature_store import FeatureStore, fingerprint, stored_episodes
-from flags import BEST, FINAL, LATEST, find_checkpoint, resumed_if_restarted
+from flags import find_checkpoint, run_program
 from model import CNN_FSHead, distribute
 from processes import Batch, Processes, RunningStatistics, synchronise_batch_norms
 from report import write_report
@@ -44,20 +45,22 @@ from training import (
     Steps,
     Terminated,
     Termination,
-    autocast,
+    Training,
     default_device,
-    exit_code_of,
+    load_model_state,
     use_channels_last,
     use_tf32,
 )
 from transforms import ClipTransform, InputSpec
 from utils import (
+    BEST,
+    FINAL,
+    LATEST,
     RunFolder,
     UserError,
     accuracy_interval,
     is_time,
     load_checkpoint,
-    save_checkpoint,
     seed_everything,
     versions,
     write_json,
@@ -68,15 +71,6 @@ from video_split import Split
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
 __all__ = ["METHODS", "Learner", "build_head", "build_parser", "find_method", "load_head", "main", "parse_args"]
-
-
-def load_model_state(model: CNN_FSHead, checkpoint: dict[str, Any], path: Path) -> None:
-    """Copies a checkpoint's weights into the model; every name and shape must agree."""
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} does not fit the model: {reason}; give the settings it was trained with") from error
 
 
 def input_spec_of(model: CNN_FSHead, args: argparse.Namespace) -> InputSpec:
@@ -180,8 +174,10 @@ def part(values: dict[str, Any], place: int) -> dict[str, Any]:
     return {name: value[place] for name, value in values.items() if isinstance(value, Tensor)}
 
 
-class Learner:
+class Learner(Training):
     """Trains, validates and tests one method as `args` say, in the run folder."""
+
+    model: CNN_FSHead
 
     def __init__(
         self,
@@ -190,18 +186,10 @@ class Learner:
         processes: Processes | None = None,
         termination: Termination | None = None,
     ) -> None:
-        self.args = args
-        self.run = run
-        self.processes = processes or Processes()
-        self.termination = termination or Termination()
-        self.device = self.processes.device
+        super().__init__(args, run, processes, termination)
         self.ways_test = args.way_test or [args.way]
         self.shots_test = args.shot_test or [args.shot]
         self.progress = Progress()
-        self.ending = False  # whether the processes have agreed to end after this step
-        self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
-        self.seconds = np.zeros(2)  # spent on data and on computing since the last row
-        self.checkpoint = self.starting_checkpoint()
 
         seed_everything(args.seed)
         use_tf32(not args.no_tf32)
@@ -314,19 +302,6 @@ class Learner:
         for frames in {"support_set", "target_set"} & moved.keys():
             moved[frames] = self.input_spec.normalise(moved[frames])
         return moved
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.device, self.args.precision)
-
-    def leave_out(self, messages: Iterable[str]) -> None:
-        """Logs what was found out about videos that cannot be read, once."""
-        for message in sorted(set(messages) - self.left_out):
-            self.run.log(f"left out: {message}")
-            self.left_out.add(message)
-
-    def bar(self, total: int, what: str, **options: Any) -> tqdm[Any]:
-        """A progress bar of the first process, where there is a terminal."""
-        return tqdm(total=total, desc=what, unit="task", disable=None if self.run.writes else True, **options)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -504,6 +479,11 @@ class Learner:
         with self.bar(num_tasks, dataset.split.name, leave=False) as bar, torch.inference_mode():
             for logits, call in self.answers(dataset, num_tasks, store):
                 bad_videos.update(call["bad_videos"])
+                if not torch.isfinite(logits).all():
+                    raise UserError(
+                        f"the model answers episode {call['index'][0]} of {dataset.split.name} with what is no number: its "
+                        "weights or batch norm statistics are broken; use --precision fp32, or other weights"
+                    )
                 tally.add(logits.cpu(), call)
                 bar.update(len(logits) * self.processes.size)
                 bar.set_postfix(accuracy=f"{100 * tally.right / tally.asked:.1f}%", refresh=False)
@@ -664,50 +644,13 @@ class Learner:
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
-    def starting_checkpoint(self) -> dict[str, Any] | None:
-        """What a resumed run goes on from, or a test takes its weights from; None for a new run."""
-        if self.args.test_only:
-            return load_checkpoint(Path(self.args.test_model_name))
-        path = self.run.path / LATEST
-        if not self.args.resume_from_checkpoint:
-            return None
-        if not path.exists():
-            self.run.log("the run was stopped before its first checkpoint: it starts again from task 0")
-            self.run.rewind_rows(0)
-            return None
-        return load_checkpoint(path)
-
-    def save(self, name: str) -> None:
-        """Everything that an exact continuation needs, under a name in the run folder."""
-        self.progress.rows_size = self.run.rows_size()
-        self.run.flush_board()
-        content = {
-            "args": vars(self.args),
-            "progress": dataclasses.asdict(self.progress),
-            "input_spec": dataclasses.asdict(self.input_spec),
-            "splits": {role: dataset.split.fingerprint for role, dataset in self.datasets.items()},
-            "model": self.model.state_dict(),
-            **self.steps.state_dict(),
-        }
-        if self.run.writes:
-            save_checkpoint(self.run.path / name, content)
+    def opened(self) -> dict[str, Split]:
+        return {role: dataset.split for role, dataset in self.datasets.items()}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up a checkpoint; only its weights are used when testing."""
-        source = Path(self.args.test_model_name or self.run.path / LATEST)
-        load_model_state(self.model, checkpoint, source)
-        if self.args.test_only:
-            return
-        for role in checkpoint["splits"].keys() & self.datasets.keys() - {"test"}:
-            if self.datasets[role].split.fingerprint != checkpoint["splits"][role]:
-                raise UserError(
-                    f"the videos of {self.datasets[role].split.root} are not those this run was started on: restore them to go "
-                    "on, or start a new run with another -c"
-                )
-        self.progress = Progress(**checkpoint["progress"])
-        self.steps.load_state_dict(checkpoint)
-        self.run.rewind_rows(self.progress.rows_size)
-        self.run.log(f"going on after {self.progress.tasks_done} tasks")
+        super().restore(checkpoint)
+        if not self.args.test_only:
+            self.run.log(f"going on after {self.progress.tasks_done} tasks")
 
     # All of it -------------------------------------------------------------------------------------------------------
 
@@ -741,28 +684,14 @@ class Learner:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    rank = int(os.environ.get("RANK", 0))
-    with contextlib.ExitStack() as stack:
-
-        def program() -> None:
-            flags = resumed_if_restarted(argv, build_parser(add_help=False))
-            args = parse_args(flags, description=__doc__)
-            if args.list:
-                print_list()
-                return
-            adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
-            run = RunFolder(args.checkpoint_dir, resume=args.resume_from_checkpoint or adds_test, writes=rank == 0)
-            stack.callback(run.close)
-            processes = Processes(args.timeout)
-            stack.callback(processes.close)
-            termination = Termination()
-            stack.enter_context(termination)
-            learner = Learner(args, run, processes, termination)
-            run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
-            learner.learn()
-
-        return exit_code_of(program, rank)
+    return run_program(
+        list(sys.argv[1:] if argv is None else argv),
+        name=Path(__file__).name,
+        first_look=build_parser(add_help=False),
+        parse=partial(parse_args, description=__doc__),
+        print_list=print_list,
+        training=Learner,
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones.weights import load_weights, state_dict_in
 from clip_dataset import ClipDataset, ViewDataset, read_batches, read_views, steps_per_epoch
-from flags import BEST, FINAL, LATEST, find_checkpoint, resumed_if_restarted
+from flags import find_checkpoint, run_program
 from labelled_videos import LabelledVideos, mirrored_classes
 from processes import Processes, RunningStatistics, synchronise_batch_norms
+from recogniser import Recogniser
 from row_store import UNKNOWN, RowStore, weights_hash
 from settings import print_backbones
 from supervised_settings import build_parser, build_recogniser, has_split, open_videos, parse_args, sampling_of
-from training import StepProfile, Steps, Terminated, Termination, autocast, exit_code_of, use_channels_last, use_tf32
+from training import (
+    StepProfile,
+    Steps,
+    Terminated,
+    Termination,
+    Training,
+    load_model_state,
+    use_channels_last,
+    use_tf32,
+)
 from transforms import ClipTransform, MultiScaleCrop, ScaleJitterCrop, ViewCrops
 from utils import (
+    BEST,
+    FINAL,
+    LATEST,
     RunFolder,
     UserError,
     is_time,
     load_checkpoint,
     load_tensors,
-    save_checkpoint,
     seed_everything,
     versions,
     write_json,
@@ -128,8 +140,12 @@ class Share:
     terminated: bool
 
 
-class Trainer:
+class Trainer(Training):
     """Trains, validates and tests one recogniser as `args` say, in the run folder."""
+
+    unit = "step"
+    columns = COLUMNS
+    model: Recogniser
 
     def __init__(
         self,
@@ -138,16 +154,8 @@ class Trainer:
         processes: Processes | None = None,
         termination: Termination | None = None,
     ) -> None:
-        self.args = args
-        self.run = run
-        self.processes = processes or Processes()
-        self.termination = termination or Termination()
-        self.device = self.processes.device
+        super().__init__(args, run, processes, termination)
         self.progress = Progress()
-        self.ending = False  # whether the processes have agreed to end after this step
-        self.left_out: set[str] = set()
-        self.seconds = np.zeros(2)  # spent on data and on computing since the last row
-        self.checkpoint = self.starting_checkpoint()
 
         self.trains = args.epochs > 0 and not args.test_only
         self.videos = self.open_videos()
@@ -235,17 +243,6 @@ class Trainer:
             on_bad_video=args.on_bad_video,
         )
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.device, self.args.precision)
-
-    def leave_out(self, messages: Sequence[str]) -> None:
-        for message in sorted(set(messages) - self.left_out):
-            self.run.log(f"left out: {message}")
-            self.left_out.add(message)
-
-    def bar(self, total: int, what: str, unit: str, **options: Any) -> tqdm[Any]:
-        return tqdm(total=total, desc=what, unit=unit, disable=None if self.run.writes else True, **options)
-
     # Training --------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
@@ -255,6 +252,10 @@ class Trainer:
             self.run.log(
                 f"clips of {mirror.count(None)} classes are not mirrored, as of '{self.classes[mirror.index(None)]}' "
                 "(--flip label|on|off)"
+            )
+        if args.flip in ("auto", "label") and self.videos["train"].has_no_names:
+            self.run.log(
+                "all clips are mirrored: lists have no class names that could say left or right (--class_names, --flip)"
             )
         self.model.train()
         steps = range(progress.steps_done, self.total_steps)
@@ -496,7 +497,7 @@ class Trainer:
         """Tests the weights of a checkpoint; writes scores.npz, predictions.csv and results.json."""
         args = self.args
         checkpoint = load_checkpoint(checkpoint_path)
-        self.load_state(checkpoint, checkpoint_path)
+        load_model_state(self.model, checkpoint, checkpoint_path)
         steps_done = checkpoint["progress"]["steps_done"]
         key = {"checkpoint": checkpoint_path.name, "steps": steps_done}
         scores = self.scores(self.tested, key, validation=False)
@@ -543,19 +544,6 @@ class Trainer:
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
-    def starting_checkpoint(self) -> dict[str, Any] | None:
-        """What a resumed run goes on from, or a test takes its weights from; None for a new run."""
-        if self.args.test_only:
-            return load_checkpoint(Path(self.args.test_model_name))
-        path = self.run.path / LATEST
-        if not self.args.resume_from_checkpoint:
-            return None
-        if not path.exists():
-            self.run.log("the run was stopped before its first checkpoint: it starts again from step 0")
-            self.run.rewind_rows(0)
-            return None
-        return load_checkpoint(path)
-
     def tune_from(self, path: Path) -> None:
         """Takes the backbone of another recogniser, and its classifier where the classes are the same."""
         content = load_tensors(path)
@@ -569,46 +557,16 @@ class Trainer:
             )
         self.run.log(f"{report}; {'with its classifier' if same else 'with a new classifier'}")
 
-    def load_state(self, checkpoint: dict[str, Any], path: Path) -> None:
-        try:
-            self.model.load_state_dict(checkpoint["model"])
-        except (RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"{path} does not fit the model: {reason}; give the settings it was trained with"
-            ) from error
+    def opened(self) -> dict[str, LabelledVideos]:
+        return self.videos
 
-    def save(self, name: str) -> None:
-        """Everything that an exact continuation needs, under a name in the run folder."""
-        self.progress.rows_size = self.run.rows_size()
-        self.run.flush_board()
-        content = {
-            "args": vars(self.args),
-            "progress": dataclasses.asdict(self.progress),
-            "input_spec": dataclasses.asdict(self.input_spec),
-            "classes": self.classes,
-            "splits": {name: videos.fingerprint for name, videos in self.videos.items()},
-            "model": self.model.state_dict(),
-            **self.steps.state_dict(),
-        }
-        if self.run.writes:
-            save_checkpoint(self.run.path / name, content)
+    def save(self, name: str, **more: Any) -> None:
+        super().save(name, classes=self.classes, **more)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up a checkpoint; only its weights are used when testing."""
-        self.load_state(checkpoint, Path(self.args.test_model_name or self.run.path / LATEST))
-        if self.args.test_only:
-            return
-        for name in {"train", "val"} & checkpoint["splits"].keys() & self.videos.keys():
-            if self.videos[name].fingerprint != checkpoint["splits"][name]:
-                raise UserError(
-                    f"the videos of {self.videos[name].root} are not those this run was started on: restore them to go on, "
-                    "or start a new run with another -c"
-                )
-        self.progress = Progress(**checkpoint["progress"])
-        self.steps.load_state_dict(checkpoint)
-        self.run.rewind_rows(self.progress.rows_size)
-        self.run.log(f"going on after {self.progress.steps_done} steps")
+        super().restore(checkpoint)
+        if not self.args.test_only:
+            self.run.log(f"going on after {self.progress.steps_done} steps")
 
     # All of it -------------------------------------------------------------------------------------------------------
 
@@ -647,28 +605,14 @@ def said(found: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    rank = int(os.environ.get("RANK", 0))
-    with contextlib.ExitStack() as stack:
-
-        def program() -> None:
-            flags = resumed_if_restarted(argv, build_parser(add_help=False))
-            args = parse_args(flags, description=__doc__)
-            if args.list:
-                print_backbones()
-                return
-            adds_test = args.test_only and (Path(args.checkpoint_dir) / "args.json").exists()
-            resume = args.resume_from_checkpoint or adds_test
-            run = RunFolder(args.checkpoint_dir, resume=resume, writes=rank == 0, columns=COLUMNS)
-            stack.callback(run.close)
-            processes = Processes(args.timeout)
-            stack.callback(processes.close)
-            termination = stack.enter_context(Termination())
-            trainer = Trainer(args, run, processes, termination)
-            run.start(vars(args), [Path(__file__).name, *argv], keep_settings=adds_test)
-            trainer.learn()
-
-        return exit_code_of(program, rank)
+    return run_program(
+        list(sys.argv[1:] if argv is None else argv),
+        name=Path(__file__).name,
+        first_look=build_parser(add_help=False),
+        parse=partial(parse_args, description=__doc__),
+        print_list=print_backbones,
+        training=Trainer,
+    )
 
 
 if __name__ == "__main__":

@@ -5,20 +5,24 @@ Letters: R processes of a job.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from frame_sources import BadVideo
 from processes import Processes
-from utils import UserError
+from utils import LATEST, LOG_COLUMNS, RunFolder, UserError, load_checkpoint, save_checkpoint
 
 STOPPED, TERMINATED = 130, 143  # exit codes by the shell's custom: 128 + the signal's number
 
@@ -171,6 +175,118 @@ class StepProfile:
         profile.export_chrome_trace(str(self.folder / "step.pt.trace.json"))
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         self.table = profile.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=50)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a training is
+
+
+def load_model_state(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Copies a checkpoint's weights into the model; every name and shape must agree."""
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not fit the model: {reason}; give the settings it was trained with") from error
+
+
+class Training:
+    """Settings, run folder, processes and device of a training, and the checkpoints that it writes and goes on from.
+
+    A subclass makes `model`, `input_spec`, `steps`, `progress` (a dataclass with `rows_size`) and says what it `opened`.
+    `unit` is what it counts, `columns` are those of its log.csv.
+    """
+
+    unit = "task"
+    columns: Sequence[str] = LOG_COLUMNS
+    model: nn.Module
+    input_spec: Any
+    steps: Steps
+    progress: Any
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        run: RunFolder,
+        processes: Processes | None = None,
+        termination: Termination | None = None,
+    ) -> None:
+        self.args = args
+        self.run = run
+        self.processes = processes or Processes()
+        self.termination = termination or Termination()
+        self.device = self.processes.device
+        self.ending = False  # whether the processes have agreed to end after this step
+        self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
+        self.seconds = np.zeros(2)  # spent on data and on computing since the last row
+        self.checkpoint = self.starting_checkpoint()
+
+    def opened(self) -> Mapping[str, Any]:
+        """The videos of each split, each with a `fingerprint` and a `root`."""
+        raise NotImplementedError
+
+    def learn(self) -> None:
+        """Trains and tests."""
+        raise NotImplementedError
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.device, self.args.precision)
+
+    def leave_out(self, messages: Iterable[str]) -> None:
+        """Logs what was found out about videos that cannot be read, once."""
+        for message in sorted(set(messages) - self.left_out):
+            self.run.log(f"left out: {message}")
+            self.left_out.add(message)
+
+    def bar(self, total: int, what: str, unit: str = "", **options: Any) -> tqdm[Any]:
+        """A progress bar of the first process, where there is a terminal."""
+        hidden = None if self.run.writes else True
+        return tqdm(total=total, desc=what, unit=unit or self.unit, disable=hidden, **options)
+
+    def starting_checkpoint(self) -> dict[str, Any] | None:
+        """What a resumed run goes on from, or a test takes its weights from; None for a new run."""
+        if self.args.test_only:
+            return load_checkpoint(Path(self.args.test_model_name))
+        path = self.run.path / LATEST
+        if not self.args.resume_from_checkpoint:
+            return None
+        if not path.exists():
+            self.run.log(f"the run was stopped before its first checkpoint: it starts again from {self.unit} 0")
+            self.run.rewind_rows(0)
+            return None
+        return load_checkpoint(path)
+
+    def save(self, name: str, **more: Any) -> None:
+        """Everything that an exact continuation needs, under a name in the run folder."""
+        self.progress.rows_size = self.run.rows_size()
+        self.run.flush_board()
+        content = {
+            "args": vars(self.args),
+            "progress": dataclasses.asdict(self.progress),
+            "input_spec": dataclasses.asdict(self.input_spec),
+            "splits": {name: videos.fingerprint for name, videos in self.opened().items()},
+            "model": self.model.state_dict(),
+            **self.steps.state_dict(),
+            **more,
+        }
+        if self.run.writes:
+            save_checkpoint(self.run.path / name, content)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up a checkpoint; only its weights are used when testing."""
+        load_model_state(self.model, checkpoint, Path(self.args.test_model_name or self.run.path / LATEST))
+        if self.args.test_only:
+            return
+        videos = self.opened()
+        for name in checkpoint["splits"].keys() & videos.keys() - {"test"}:
+            if videos[name].fingerprint != checkpoint["splits"][name]:
+                raise UserError(
+                    f"the videos of {videos[name].root} are not those this run was started on: restore them to go on, or "
+                    "start a new run with another -c"
+                )
+        self.progress = type(self.progress)(**checkpoint["progress"])
+        self.steps.load_state_dict(checkpoint)
+        self.run.rewind_rows(self.progress.rows_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 CHECKPOINT_FORMAT = "few-shot-action-recognition/1"
+LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
 LOG_COLUMNS = ("tasks", "split", "loss", "accuracy", "ci95", "learning_rate")
 
 

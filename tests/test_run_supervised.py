@@ -386,7 +386,7 @@ def of_mixed(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
         (["--clips_per_call", 4], plain, 1),
         (["--clips_per_call", 1, "--bn", "frozen"], plain, 4),
     ],
-    ids=str,
+    ids=lambda value: str(getattr(value, "__name__", value)),
 )
 def test_training_is_what_plain_torch_does(
     flags: list[Any], loss_of: Callable[..., Tensor], calls: int, labelled: Path, several_labels: list[Any],
