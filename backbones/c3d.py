@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from backbones.backbone import ClipBackbone, initialise_convs, one_of
 from transforms import InputSpec
@@ -30,6 +31,21 @@ STAGES = {
 HALVE, HALVE_ROUNDED_UP = (2, 2, 0), (1, 2, 0)
 
 
+class MaxPool3d(nn.MaxPool3d):
+    """Max pooling in the number format of its maps, which rounds nothing.
+
+    Autocast on a CPU takes maps to float32 for it. Those of the first layers are so large that this was a quarter of a
+    training step of Conv-4-64 in bfloat16.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, T, h, w) -> (N, C, T', h', w'), in the same format."""
+        if maps.device.type != "cpu":
+            return super().forward(maps)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(maps)
+
+
 def conv4_3d(*, seq_len: int, width: int = 64) -> ClipBackbone:
     """ARN's Conv-4-64: four 3x3x3 convolutions with batch norm and ReLU, of which the first two halve time and space.
 
@@ -39,7 +55,7 @@ def conv4_3d(*, seq_len: int, width: int = 64) -> ClipBackbone:
     for number, (channels, out_channels) in enumerate(pairwise((3, width, width, width, width))):
         # No bias: the batch norm takes it away again. Pooling first gives the same as after the ReLU, which only grows.
         block = [nn.Conv3d(channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm3d(out_channels)]
-        pool = [nn.MaxPool3d(2)] if number < 2 else []
+        pool = [MaxPool3d(2)] if number < 2 else []
         layers.append(nn.Sequential(*block, *pool, nn.ReLU(inplace=True)))
     return ClipBackbone(
         nn.Sequential(*layers), feature_dim=width, input_spec=ARN, seq_len=seq_len, time_path=[HALVE, HALVE]
@@ -63,7 +79,7 @@ def c3d(*, seq_len: int, until: str = "conv5b") -> ClipBackbone:
         if last in names:
             break
         # Rounded up: the 7 rows before the last pool give 4, as the first fully connected layer expects.
-        layers[f"pool{stage}"] = nn.MaxPool3d(pool, ceil_mode=stage == "5")
+        layers[f"pool{stage}"] = MaxPool3d(pool, ceil_mode=stage == "5")
     if last.startswith("fc"):
         # As convolutions over all of what they expect, they take longer clips and larger frames as well.
         layers |= {"fc6": nn.Conv3d(512, 4096, (1, 4, 4)), "relu6": nn.ReLU(inplace=True)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import run
 from backbones import build_backbone
-from backbones.c3d import STAGES
+from backbones.c3d import STAGES, MaxPool3d
 from tests.oracles import arn as literal
 
 
@@ -90,6 +90,32 @@ def test_conv4_3d_equals_its_blocks_written_out(training):
     gradients = (torch.autograd.grad(maps, weights, cotangent) for maps in (found, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_pools_keep_the_number_format_of_their_maps_and_round_nothing():
+    """Autocast would pool in float32, with the same values and gradients, for several times as long."""
+    given = torch.randn(2, 3, 5, 7, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ours, widened = given.clone().requires_grad_(), given.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = MaxPool3d(2, ceil_mode=True)(ours)
+    expected = F.max_pool3d(widened, 2, ceil_mode=True)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.float(), expected)
+    for pooled in (found, expected):
+        pooled.square().sum().backward()
+    torch.testing.assert_close(ours.grad.float(), widened.grad, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("backbone", ["c3d", "conv4_3d"])
+def test_under_autocast_every_layer_is_in_half_precision(backbone):
+    torch.manual_seed(0)
+    net = build_backbone(backbone, seq_len=16).eval()
+    formats = {}
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda _, inputs, maps, name=name: formats.update({name: maps.dtype}))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(clips(1, 16, 32), maps=True)
+    assert {name: kind for name, kind in formats.items() if kind != torch.bfloat16} == {}
 
 
 @pytest.mark.parametrize("method", ["tsn", "trx", "otam", "arn"])
