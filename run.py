@@ -671,6 +671,8 @@ class Learner(Training):
         self.train()
         self.save(LATEST)
         self.save(FINAL)
+        if self.termination.asked:  # too late for the last step to take note
+            raise Terminated
         self.processes.meet()  # the files that a test needs are there
         self.test(find_checkpoint(self.run.path, args.test_model_name))
         if self.run.writes:

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -587,9 +588,13 @@ class Trainer(Training):
             self.train()
         self.save(LATEST)
         self.save(FINAL)
+        if self.termination.asked:  # too late for the last step to take note
+            raise Terminated
         self.processes.meet()  # the files that a test needs are there
         default = FINAL if self.tested == "val" else None
         self.test(find_checkpoint(self.run.path, args.test_model_name or default))
+        if self.run.writes:
+            shutil.rmtree(self.run.path / "scores", ignore_errors=True)  # what an interrupted validation may have left
 
 
 def said(found: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from utils import UserError
+
 Pass = Callable[[Tensor], Tensor]
 
 
@@ -102,9 +104,15 @@ def recompute_blocks(network: nn.Module) -> None:
 
     Outputs and gradients stay as they are. Batch norms update their running statistics in the forward pass only, and
     dropout draws the same again. Names of weights do not change. (Chen et al., "Training deep nets with sublinear memory
-    cost", 2016.)
+    cost", 2016.) Raises UserError for a network that is no sequence of blocks.
     """
-    for block in blocks_of(network):
+    blocks = blocks_of(network)
+    if not blocks:
+        raise UserError(
+            "--checkpoint_activations finds no blocks in this backbone, whose layers stand alone: leave it out, or add "
+            "--frames_per_call, which recomputes by portions of clips"
+        )
+    for block in blocks:
         block.forward = partial(_recomputed, block, block.forward)
 
 

@@ -152,3 +152,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def as_one_job(argvs: Sequence[Sequence[Any]], main: Main) -> list[int | None]:
+    """Exit codes of a program in several processes, with the variables that torchrun would give them."""
+    port = free_port()
+
+    def work(rank: int, argv: Sequence[Any]) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(argvs))}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        sys.exit(quietly(argv, main))
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work, args=(rank, argv)) for rank, argv in enumerate(argvs)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]

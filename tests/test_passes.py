@@ -11,6 +11,7 @@ from backbones import BACKBONES, build_backbone
 from backbones.figures import figures
 from backbones.passes import blocks_of
 from model import CNN_FSHead
+from utils import UserError
 
 
 def spread_over(head: CNN_FSHead, parts: int) -> list[int]:
@@ -105,7 +106,12 @@ def test_activations_computed_again_are_not_kept():
     assert kept_bytes(build(*flags, "--checkpoint_activations").train()) < 0.6 * kept_bytes(build(*flags).train())
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_without_blocks_says_so():
+    with pytest.raises(UserError, match="finds no blocks"):
+        build("--method", "tsn", "--backbone", "c3d", "--seq_len", "16", "--checkpoint_activations")
+
+
+@pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"c3d"}))
 def test_every_backbone_is_a_sequence_of_blocks_that_hold_its_weights(name):
     with torch.device("meta"):
         backbone = build_backbone(name, seq_len=figures()[name].frames)
