@@ -538,6 +538,7 @@ class Learner(Training):
         store = FeatureStore(parent, key, dataset.split, shape)
         if self.processes.is_first:
             self.processes.meet()
+        self.processes.meet()  # none writes before all have seen the same rows
         try:
             yield store
         except (Exception, KeyboardInterrupt):

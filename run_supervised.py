@@ -438,6 +438,7 @@ class Trainer(Training):
         store = RowStore(self.run.path / "scores", key, (len(videos), views, len(self.classes)))
         if self.processes.is_first:
             self.processes.meet()
+        self.processes.meet()  # none writes before all have seen the same rows
         try:
             bad = self.view_logits(dataset, store)
             kept = [index for index in range(len(videos)) if index not in bad]
