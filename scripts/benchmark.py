@@ -367,7 +367,7 @@ def seconds_per_task(launcher: Sequence[str], dataset: Path, flags: str) -> floa
 
 def two_processes(quick: bool) -> Iterator[Comparison]:
     """Training by torchrun with two processes of one thread each, beside one process of one thread."""
-    size, tasks = (32, 4) if quick else (112, 16)
+    size, tasks = (32, 4) if quick else (64, 8)
     flags = (
         f"--method trx --backbone {'conv4' if quick else 'resnet18'} --no_pretrained --shot 1 -qpc 2 --img_size {size} "
         f"-i {2 * tasks} --tasks_per_batch {tasks // 2} --print_freq {tasks} --val_iters 9999 --num_test_tasks 1 "
@@ -379,7 +379,7 @@ def two_processes(quick: bool) -> Iterator[Comparison]:
             write_videos(Path(folder) / "data" / split, videos_per_class=4, side=size)
         seconds = [
             [seconds_per_task(launcher, Path(folder) / "data", flags) for launcher in (torchrun, [sys.executable])]
-            for _ in range(1 if quick else 3)
+            for _ in range(1 if quick else 2)
         ]
     ours, other = map(list, zip(*seconds, strict=True))
     yield Comparison("training task, 2 processes", "1 process, 1 thread", ours, other)
