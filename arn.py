@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from backbones.layers3d import Conv3d
 from model import CNN_FSHead
 from model.head import group_by_class, mean_over_shots
 from utils import UserError
@@ -42,9 +43,9 @@ class Attention(nn.Module):
         super().__init__()
         self.first_pool = (2, 1, 1) if along == "space" else (1, 4, 4)
         self.pooled = (2,) if along == "space" else (3, 4)
-        self.conv1 = nn.Conv3d(channels, width, 3, padding=1, bias=False)
+        self.conv1 = Conv3d(channels, width, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm3d(width)
-        self.conv2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.conv2 = Conv3d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm3d(width)
         self.gate = nn.Conv3d(width, 1, 1)
 
@@ -249,7 +250,7 @@ class Discriminator(nn.Module):
     def __init__(self, ways: int, channels: int = CHANNELS) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
+            nn.Sequential(Conv3d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels))
             for _ in range(2)
         )
         self.score = nn.Sequential(nn.Linear(channels * 8 * 8, 1024), nn.ReLU(), nn.Linear(1024, ways))

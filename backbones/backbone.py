@@ -12,6 +12,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from backbones.layers3d import with_right_gradients
 from backbones.passes import ClipPass, recompute_blocks
 from transforms import InputSpec
 from utils import UserError, unknown_name
@@ -192,7 +193,7 @@ class ClipBackbone(Backbone):
         time_path: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         super().__init__(feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
-        self.net = net
+        self.net = with_right_gradients(net)
         self.time_path = time_path
         self.num_steps(seq_len)  # a clip that is too short is refused here, before any work
 

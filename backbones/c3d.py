@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.backbone import ClipBackbone, initialise_convs, one_of
+from backbones.layers3d import MaxPool3d
 from transforms import InputSpec
 
 # Frames in BGR from 0 to 255, less the mean of Sports-1M. The authors subtract a mean clip; this is its mean by channel.
@@ -29,21 +29,6 @@ STAGES = {
     "5": (("conv5a", "conv5b"), 512, (2, 2, 2)),
 }
 HALVE, HALVE_ROUNDED_UP = (2, 2, 0), (1, 2, 0)
-
-
-class MaxPool3d(nn.MaxPool3d):
-    """Max pooling in the number format of its maps, which rounds nothing.
-
-    Autocast on a CPU takes maps to float32 for it. Those of the first layers are so large that this was a quarter of a
-    training step of Conv-4-64 in bfloat16.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, T, h, w) -> (N, C, T', h', w'), in the same format."""
-        if maps.device.type != "cpu":
-            return super().forward(maps)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(maps)
 
 
 def conv4_3d(*, seq_len: int, width: int = 64) -> ClipBackbone:

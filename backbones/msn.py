@@ -21,6 +21,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from backbones.backbone import StackBackbone, Temporal, initialise_convs, one_of
+from backbones.layers3d import Conv3d
 from backbones.tdn import FRAMES, MotionPath, Weights, conv_norm, differences, path_weights, two_path_resnet
 from backbones.torchvision_import import HAS_OPERATORS, torchvision
 from utils import UserError
@@ -131,7 +132,7 @@ class VariableScaleModule(Temporal):
         narrow = channels // 4
         self.group = group
         self.squeeze = conv_norm(channels, narrow, 1)
-        self.summary = nn.Sequential(nn.Conv3d(narrow, narrow, 3, padding=1, bias=False), nn.BatchNorm3d(narrow))
+        self.summary = nn.Sequential(Conv3d(narrow, narrow, 3, padding=1, bias=False), nn.BatchNorm3d(narrow))
         self.small = DeformConv2d(narrow, 3)
         self.large = DeformConv2d(narrow, 5)
         self.still = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), *conv_norm(narrow, narrow, 1))

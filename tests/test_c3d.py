@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import run
 from backbones import build_backbone
-from backbones.c3d import STAGES, MaxPool3d
+from backbones.c3d import STAGES
 from tests.oracles import arn as literal
 
 
@@ -90,20 +90,6 @@ def test_conv4_3d_equals_its_blocks_written_out(training):
     gradients = (torch.autograd.grad(maps, weights, cotangent) for maps in (found, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
-
-
-def test_pools_keep_the_number_format_of_their_maps_and_round_nothing():
-    """Autocast would pool in float32, with the same values and gradients, for several times as long."""
-    given = torch.randn(2, 3, 5, 7, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
-    ours, widened = given.clone().requires_grad_(), given.float().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = MaxPool3d(2, ceil_mode=True)(ours)
-    expected = F.max_pool3d(widened, 2, ceil_mode=True)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found.float(), expected)
-    for pooled in (found, expected):
-        pooled.square().sum().backward()
-    torch.testing.assert_close(ours.grad.float(), widened.grad, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("backbone", ["c3d", "conv4_3d"])
