@@ -133,7 +133,7 @@ class LongTermModule(Temporal):
 
     def forward(self, maps: Tensor, clips: int) -> Tensor:
         if min(maps.shape[-2:]) < 2:
-            raise UserError("TDN halves maps that are a single cell already: give --img_size 64 or more")
+            raise UserError("TDN halves maps that are a single cell already: give --img_size 33 or more")
         narrow = self.squeeze(maps)
         here, there = (rearrange(m, "(n s) c h w -> n s c h w", n=clips) for m in (narrow, self.smooth(narrow)))
         ahead, behind = torch.zeros_like(here), torch.zeros_like(here)

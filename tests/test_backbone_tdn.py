@@ -244,7 +244,7 @@ def test_frames_come_by_fives(name):
 def test_frames_that_leave_single_cells_are_refused():
     with torch.device("meta"):
         backbone = build_backbone("tdn_resnet50", seq_len=10)
-        with pytest.raises(UserError, match="give --img_size 64 or more"):
+        with pytest.raises(UserError, match="give --img_size 33 or more"):
             backbone(torch.empty(1, 10, 3, 32, 32))
 
 
