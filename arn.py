@@ -444,6 +444,12 @@ class CNN_ARN(CNN_FSHead):
     def takes_episodes(self) -> bool:
         return type(self).forward is CNN_ARN.forward
 
+    @property
+    def condenses(self) -> bool:
+        own = type(self)
+        parts = ("classify", "compare", "describe", "classify_described")
+        return all(getattr(own, part) is getattr(CNN_ARN, part) for part in parts)
+
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
         """Maps (B, N, D, S, h, w), labels (B, N), maps (B, Q, D, S, h, w) -> logits (B, Q, K); scores are their sigmoid."""
         return self.compare(support_features, support_labels, target_features).logits
@@ -453,11 +459,23 @@ class CNN_ARN(CNN_FSHead):
         videos = torch.cat([support_features, target_features], dim=1)
         maps = self.reduce(videos.flatten(0, 1))
         attended = self.attention(maps)
-        descriptors = power_normalised(second_order(attended.maps), self.sigma).unflatten(0, videos.shape[:2])
+        descriptors = self.pool(attended.maps).unflatten(0, videos.shape[:2])
         support, queries = descriptors.split([support_features.shape[1], target_features.shape[1]], dim=1)
+        return Compared(self.classify_described(support, support_labels, queries), maps, attended)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Maps (L, C, S, h, w) -> descriptors (L, C, C)."""
+        return power_normalised(second_order(maps), self.sigma)
+
+    def describe(self, features: Tensor) -> Tensor:
+        """Maps (L, D, S, h, w) -> descriptors (L, C, C)."""
+        return self.pool(self.attention(self.reduce(features)).maps)
+
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Tensor:
+        """Descriptors (B, N, C, C), labels (B, N), descriptors (B, Q, C, C) -> logits (B, Q, K)."""
         shots, present = group_by_class(support, support_labels)
         classes = mean_over_shots(shots, present[..., None, None], dim=2)
-        return Compared(self.relation(classes, queries), maps, attended)
+        return self.relation(classes, target)
 
     def forward(self, support_images: Tensor, support_labels: Tensor, target_images: Tensor) -> dict[str, Tensor]:
         """As in the base class. In training with `--arn_selfsup` also, for every video of an episode, support first:

@@ -33,10 +33,10 @@ BAD = 2  # beside what a RowStore knows of a row: its video cannot be read
 TASKS_PLANNED_AHEAD = 10_000
 
 
-def fingerprint(backbone: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
+def fingerprint(encoder: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
     """All that a video's features depend on; equal for equal features."""
     return {
-        "weights": weights_hash(backbone),
+        "weights": weights_hash(encoder),
         "input_spec": dataclasses.asdict(input_spec),
         "seq_len": dataset.seq_len,
         "sampling": dataset.sampling,

@@ -355,11 +355,11 @@ class Learner(Training):
         for call in calls:
             yield together([next(tasks) for _ in call])
 
-    def answer(self, call: dict[str, Any]) -> list[dict[str, Tensor]]:
-        """What the model says of each task of a call, be it on frames or on stored features."""
+    def answer(self, call: dict[str, Any], *, described: bool = False) -> list[dict[str, Tensor]]:
+        """What the model says of each task of a call, be it on frames, on stored features, or on what describes videos."""
         if "support_features" in call:
             outputs = self.model.classify_episodes(
-                call["support_features"], call["support_labels"], call["target_features"]
+                call["support_features"], call["support_labels"], call["target_features"], described=described
             )
         else:
             images = (call["support_set"], call["support_labels"], call["target_set"])
@@ -504,22 +504,30 @@ class Learner(Training):
         else:
             calls = stored_episodes(store, dataset, batches, self.encoder(store, dataset))
         for call in calls:
-            yield torch.stack([answer["logits"] for answer in self.answer(self.prepare_task(call))]), call
+            answers = self.answer(self.prepare_task(call), described=self.stores_descriptions)
+            yield torch.stack([answer["logits"] for answer in answers]), call
 
     def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], None]:
         """What fills rows of a store, each process its share of them."""
 
         def encode(rows: list[int]) -> None:
             own = self.processes.share(sorted(rows))
-            store.encode(own, dataset, self.features_of, num_workers=self.args.num_workers)
+            store.encode(own, dataset, self.stored_of, num_workers=self.args.num_workers)
             store.take_up(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
 
         return encode
 
-    def features_of(self, clips: Tensor) -> Tensor:
-        """uint8 clips (N, T, 3, H, W) -> what the head reads of each: (N, S, D), or maps (N, D, S, h, w)."""
-        with torch.inference_mode(), self.autocast():
-            return self.model.encode(self.input_spec.normalise(clips.to(self.device)))
+    @property
+    def stores_descriptions(self) -> bool:
+        """Whether a store holds what the method makes of features: not where the method is trained on stored features."""
+        return self.model.condenses and not self.args.freeze_backbone
+
+    def stored_of(self, clips: Tensor) -> Tensor:
+        """uint8 clips (N, T, 3, H, W) -> what is stored of each: steps (N, S, D), maps (N, D, S, h, w), or a description."""
+        with torch.inference_mode():
+            with self.autocast():
+                features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
+            return self.model.describe(features.float()) if self.stores_descriptions else features
 
     @contextlib.contextmanager
     def feature_store(self, dataset: VideoDataset) -> Iterator[FeatureStore | None]:
@@ -529,9 +537,10 @@ class Learner(Training):
             return
         self.model.eval()
         size = self.input_spec.size
-        shape = self.features_of(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
+        shape = self.stored_of(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
         settings = {"reads": self.model.reads, "precision": self.args.precision, "device": self.device.type}
-        key = fingerprint(self.model.backbone, self.input_spec, dataset, **settings)
+        encoder = self.model if self.stores_descriptions else self.model.backbone
+        key = fingerprint(encoder, self.input_spec, dataset, **settings)
         parent = Path(self.args.features or self.run.path / "features")
         if not self.processes.is_first:
             self.processes.meet()  # the first makes its files

@@ -65,6 +65,11 @@ class CNN_FSHead(nn.Module):
         )
 
     @property
+    def condenses(self) -> bool:
+        """Whether `describe` and `classify_described` together are `classify`, so that a test may keep descriptions."""
+        return False
+
+    @property
     def takes_episodes(self) -> bool:
         """Whether `forward` takes several episodes at once."""
         return type(self).forward is CNN_FSHead.forward
@@ -101,10 +106,27 @@ class CNN_FSHead(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define classify() or forward()")
 
-    def classify_episodes(self, support: Tensor, labels: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """`classify` in float32, whatever precision the backbone ran in, with its answer as a dict."""
+    def describe(self, features: Tensor) -> Tensor:
+        """What is compared of each video, made of its features alone: features (N, ...) -> (N, ...).
+
+        For methods that make less of a video than its features are. Weights are fixed in a test, and so are these.
+        """
+        return features
+
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Any:
+        """As `classify`, from what `describe` made of each video, (B, N, ...) and (B, Q, ...)."""
+        return self.classify(support, support_labels, target)
+
+    def classify_episodes(
+        self, support: Tensor, labels: Tensor, target: Tensor, *, described: bool = False
+    ) -> dict[str, Tensor]:
+        """`classify` in float32, whatever precision the backbone ran in, with its answer as a dict.
+
+        described: the videos come as `describe` made them.
+        """
+        classify = self.classify_described if described else self.classify
         with torch.autocast(support.device.type, enabled=False):
-            outputs = self.classify(support.float(), labels.long(), target.float())
+            outputs = classify(support.float(), labels.long(), target.float())
         return outputs if isinstance(outputs, dict) else {"logits": outputs}
 
     def forward(self, support_images: Tensor, support_labels: Tensor, target_images: Tensor) -> dict[str, Tensor]:

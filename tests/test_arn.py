@@ -8,6 +8,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from conftest import tiny_run
 from torch import Tensor, nn
 
 import arn
@@ -479,6 +480,32 @@ def test_what_is_stored_with_the_weights_is_what_was_learnt():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What it is used through
+
+
+def test_episodes_of_descriptions_have_the_logits_of_their_maps():
+    head = build().double().eval()
+    support, target = maps_of(3, seed=1), maps_of(2, seed=2)
+    described = head.classify_described(head.describe(support)[None], UNEQUAL[None], head.describe(target)[None])
+    torch.testing.assert_close(described[0], literal.arn(head, support, UNEQUAL, target), **EXACT)
+
+
+def test_tests_keep_descriptions_as_long_as_classify_is_its_own(dataset, tmp_path):
+    class Other(CNN_ARN):
+        def classify(self, support_features, support_labels, target_features):
+            return -super().classify(support_features, support_labels, target_features)
+
+    assert build().condenses
+    assert not Other(build().args).condenses
+    # A method that is trained on stored features is another one at every validation: what is kept are the features.
+    for more, shape in ([], (64, 64)), (["--freeze_backbone"], (64, 2, 4, 4)):
+        flags = ["--method", "arn", "--backbone", "conv4_3d", "--seq_len", 8, "-i", 0, *more]
+        made = run.Learner(run.parse_args(tiny_run(dataset, tmp_path / "run", *flags)), run.RunFolder(tmp_path / "run"))
+        with made.feature_store(made.datasets["test"]) as store:
+            assert store.shape[1:] == shape
+        with torch.no_grad():
+            made.model.attention.spatial.gate.bias += 1
+        with made.feature_store(made.datasets["test"]) as other:
+            assert (other.folder == store.folder) is bool(more)
 
 
 def test_it_takes_stored_features_and_many_episodes_as_long_as_forward_is_its_own():
