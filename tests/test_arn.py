@@ -43,7 +43,7 @@ def build(flags: str = "", *, backbone: str = "conv4_3d", seq_len: int = 8) -> C
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     for layer in head.relation.score:
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.1)
+            nn.init.normal_(layer.weight, std=0.1 if layer.in_features == 8 else 3.2)
     return head
 
 
@@ -240,6 +240,22 @@ def test_descriptors_of_single_precision_are_kept_under_autocast():
     expected = head.classify(support.float(), labels, target.float())
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_large_steps_do_not_silence_the_relation_network(seed):
+    """Units that fall silent give every pair the same score, which costs a third here, and never learn again."""
+    torch.manual_seed(seed)
+    net = RelationNet()
+    classes, queries = descriptors(maps_of(3, seed=1)).float()[None], descriptors(maps_of(4, seed=2)).float()[None]
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    own = nn.functional.one_hot(torch.tensor([[0, 1, 2, 0]]), 3).bool()
+    for _ in range(40):
+        loss = arn.squared_error(net(classes, queries), own).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.25
 
 
 def test_the_class_comes_first_in_a_pair():

@@ -65,7 +65,7 @@ def relate(net: nn.Module, pairs: Tensor) -> Tensor:
     maps = F.max_pool2d(F.relu(batch_norm(net.first_norm, F.conv2d(pairs, net.first.weight, padding=1))), 2)
     for block in net.blocks:
         maps = F.max_pool2d(maps + F.relu(batch_norm(block[1], F.conv2d(maps, block[0].weight, padding=1))), 2)
-    hidden = F.relu(F.linear(maps.flatten(1), net.score[0].weight, net.score[0].bias))
+    hidden = F.relu(F.linear(maps.flatten(1), net.score[0].weight / 32, net.score[0].bias))
     return F.linear(hidden, net.score[2].weight, net.score[2].bias)[:, 0]
 
 
