@@ -92,7 +92,8 @@ class Episode:
         explain = getattr(self.model, "explain", None)
         if explain is None or self.features is None:
             return {}
-        return {name: value[0] for name, value in explain(*self.features).items()}
+        with torch.inference_mode():
+            return {name: value[0] for name, value in explain(*self.features).items()}
 
 
 def answer_episode(model: CNN_FSHead, spec: InputSpec, dataset: VideoDataset, index: int) -> Episode:

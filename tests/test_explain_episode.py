@@ -76,7 +76,7 @@ def test_the_film_shows_the_query_that_is_explained(
     )
 
 
-@pytest.mark.parametrize("method", ["tsn", "trx", "otam", "dual_prototypes", "chamfer++", "mean", "pal"])
+@pytest.mark.parametrize("method", ["tsn", "trx", "otam", "dual_prototypes", "chamfer++", "mean", "arn", "pal"])
 def test_every_kind_of_method_is_drawn(
     checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, method: str
 ) -> None:
