@@ -38,10 +38,11 @@ def draw_attention(panel: SubFigure, episode: Episode, query: int) -> None:
     rows = [("target", query, f"query {query}", episode.target[query])]
     rows += [("support", shot, episode.classes[k], episode.support[k][0]) for k, shot in enumerate(shots)]
     seen = [name for name in ("spatial", "temporal") if f"support_{name}" in said]
+    meaning = {"spatial": "spatial attention (low where it is dark)", "temporal": "temporal attention (bars, per step)"}
+    shown = ", ".join(meaning[name] for name in seen) or "this variant has no attention"
     panel.suptitle(
-        f"Query {query} and a support video of each class: {' and '.join(seen) or 'no'} attention of this variant", x=0.008,
-        ha="left", fontsize=12, fontweight="bold",
-    )  # fmt: skip
+        f"Query {query} and a support video of each class: {shown}", x=0.008, ha="left", fontsize=12, fontweight="bold"
+    )
     grid = panel.subplots(len(rows), 2, squeeze=False, width_ratios=[8, 2.6])
     for (strip_axes, bar_axes), (part, place, name, frames) in zip(grid, rows, strict=True):
         colour = LIGHT["ink"] if part == "target" else episode.colours[episode.classes.index(name)]
