@@ -16,7 +16,7 @@ import torch
 
 from backbones import BACKBONES
 from processes import Processes
-from training import Termination, Training, exit_code_of
+from training import Termination, Training, exit_code_of, keep_freed_memory
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
 # What may change when a run goes on: how it is run, and how it is tested. All else makes it another run.
@@ -298,6 +298,7 @@ def run_program(
 ) -> int:
     """Parses flags, joins the other processes of the job, and lets a training learn. Returns the exit code."""
     rank = int(os.environ.get("RANK", 0))
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
 
         def program() -> None:
