@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from flags import FINAL
-from utils import load_checkpoint
 
 # 2 epochs of 3 steps of 4 clips. Flags given after these win.
 TINY = shlex.split(
@@ -29,22 +23,6 @@ def listed_run(folder: Path, *flags: object) -> list[str]:
 def supervised_run(labelled: Path, folder: Path, *flags: object) -> list[str]:
     """The command line of a tiny run on folders of classes, changed by `flags`."""
     return listed_run(folder, "--dataset", labelled, *flags)
-
-
-def rows(folder: Path, name: str = "log.csv") -> list[dict[str, str]]:
-    with open(folder / name, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """results.json without the versions, which name the commit of this moment."""
-    content = json.loads((folder / "results.json").read_text())
-    del content["versions"]
-    return content
-
-
-def weights(folder: Path, name: str = FINAL) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder / name)["model"]
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

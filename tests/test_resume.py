@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import tiny_run
 from jobs import IsTime, in_a_fork, learnt, nth, quietly, signalled_when
+from run_folders import live_many_lives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
@@ -112,14 +113,9 @@ def test_kills_again_and_again_change_nothing(
     case: str, dataset: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
 ) -> None:
     """The n-th process lives for 5 + 2n moments, whatever they are."""
-    folder, workers = tmp_path / "run", ["--num_workers", CASES[case][-1]]
+    folder = tmp_path / "run"
     argv = tiny_run(dataset, folder, *CASES[case])
-    lives = 1
-    while killed_when(nth(5 + 2 * lives, "any"), argv):
-        argv = ["-c", folder, "-r", *workers] if (folder / "args.json").exists() else argv
-        lives += 1
-        assert lives < 30, "it never ends"
-    assert lives > 4
+    live_many_lives(lambda lives, argv: killed_when(nth(5 + 2 * lives, "any"), argv), folder, argv, CASES[case][-1])
     assert_as_if_never_stopped(folder, unbroken[case])
 
 

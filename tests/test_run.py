@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from clips import in_a_process
 from conftest import CLASSES, Program, first_videos, textured_frames, tiny_run, write_split
 from PIL import Image
+from run_folders import results, rows, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
@@ -33,22 +33,6 @@ from video_split import Split
 
 # Gradients of the tiny network are large enough that each of these steps changes what is printed.
 LEARNS = ("-lr", 0.1)
-
-
-def rows(folder: Path, name: str = "log.csv") -> list[dict[str, str]]:
-    with open(folder / name, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """results.json without the versions, which name the commit of this moment."""
-    content = json.loads((folder / "results.json").read_text())
-    del content["versions"]
-    return content
-
-
-def weights(folder: Path, name: str = run.FINAL) -> dict[str, torch.Tensor]:
-    return load_checkpoint(folder / name)["model"]
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

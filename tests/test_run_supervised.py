@@ -20,7 +20,8 @@ import pytest
 import torch
 from conftest import LABELLED_VIDEOS, LABELS, Program, tiny_run, write_video
 from PIL import Image
-from supervised_runs import curves, listed_run, results, rows, same_weights, supervised_run, weights
+from run_folders import results, rows, weights
+from supervised_runs import curves, listed_run, same_weights, supervised_run
 from torch import Tensor, nn
 
 import run

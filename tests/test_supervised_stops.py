@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from jobs import ROOT, as_one_job, finish, free_port, in_a_fork, learnt, nth, quietly, signalled_when
-from supervised_runs import curves, results, rows, supervised_run
+from run_folders import live_many_lives, results, rows
+from supervised_runs import curves, supervised_run
 
 import run_supervised
 from flags import BEST, FINAL, LATEST
@@ -157,14 +158,9 @@ def test_kills_again_and_again_change_nothing(
     case: str, labelled: Path, tmp_path: Path, unbroken: dict[str, dict[str, Any]]
 ) -> None:
     """The n-th process lives for 9 + 4n moments, whatever they are."""
-    folder, workers = tmp_path / "run", ["--num_workers", CASES[case][-1]]
+    folder = tmp_path / "run"
     argv = supervised_run(labelled, folder, *CASES[case])
-    lives = 1
-    while stopped_when(nth(9 + 4 * lives, "any"), argv):
-        argv = ["-c", folder, "-r", *workers] if (folder / "args.json").exists() else argv
-        lives += 1
-        assert lives < 30, "it never ends"
-    assert lives > 4
+    live_many_lives(lambda lives, argv: stopped_when(nth(9 + 4 * lives, "any"), argv), folder, argv, CASES[case][-1])
     assert_as_if_never_stopped(folder, unbroken[case])
 
 

@@ -1,0 +1,41 @@
+"""What a run left in its folder, for tests of either program."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils import FINAL, load_checkpoint
+
+
+def rows(folder: Path, name: str = "log.csv") -> list[dict[str, str]]:
+    with open(folder / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """results.json without the versions, which name the commit of this moment."""
+    content = json.loads((folder / "results.json").read_text())
+    del content["versions"]
+    return content
+
+
+def weights(folder: Path, name: str = FINAL) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name)["model"]
+
+
+def live_many_lives(
+    killed: Callable[[int, Sequence[Any]], Any], folder: Path, argv: Sequence[Any], workers: Any
+) -> None:
+    """Goes on with a run in process after process, until one is not `killed` (number of the life, its command line)."""
+    lives = 1
+    while killed(lives, argv):
+        argv = ["-c", folder, "-r", "--num_workers", workers] if (folder / "args.json").exists() else argv
+        lives += 1
+        assert lives < 30, "it never ends"
+    assert lives > 4
