@@ -408,6 +408,10 @@ class CNN_ARN(CNN_FSHead):
         )
 
     def build_augmentation(self, args: argparse.Namespace) -> Augmentation | None:
+        if args.arn_blocks is not None and args.arn_selfsup != "temporal_jigsaw":
+            raise UserError(
+                "--arn_blocks are those of --arn_selfsup temporal_jigsaw: add it, or leave --arn_blocks out"
+            )
         if args.arn_selfsup == "none":
             return None
         if args.freeze_backbone:
@@ -431,6 +435,8 @@ class CNN_ARN(CNN_FSHead):
     def check_alignment(self, args: argparse.Namespace) -> None:
         """Raises UserError where there is nothing that could be aligned."""
         if not self.gamma:
+            if self.tolerance:
+                raise UserError("--arn_lambda is a part of the alignment: add --arn_gamma, or leave it out")
             return
         if self.augmentation is None:
             raise UserError("--arn_gamma weighs the alignment with changed clips: add --arn_selfsup, or leave it out")
