@@ -32,15 +32,14 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from episodes import episodes_fingerprint, seal_episodes, unseal_episodes
-from evaluation import Predictions, Tally
-from feature_store import FeatureStore, fingerprint, stored_episodes
-from flags import find_checkpoint, run_program
-from model import CNN_FSHead, distribute
-from processes import Batch, Processes, RunningStatistics, synchronise_batch_norms
-from report import write_report
-from settings import METHODS, build_head, build_parser, find_method, parse_args, print_list
-from training import (
+from clips.episodes import episodes_fingerprint, seal_episodes, unseal_episodes
+from clips.transforms import ClipTransform, InputSpec
+from clips.video_split import Split
+from engine.feature_store import FeatureStore, fingerprint, stored_episodes
+from engine.flags import find_checkpoint, run_program
+from engine.processes import Batch, Processes, RunningStatistics, synchronise_batch_norms
+from engine.settings import METHODS, build_head, build_parser, find_method, parse_args, print_list
+from engine.training import (
     StepProfile,
     Steps,
     Terminated,
@@ -51,7 +50,9 @@ from training import (
     use_channels_last,
     use_tf32,
 )
-from transforms import ClipTransform, InputSpec
+from model import CNN_FSHead, distribute
+from results.evaluation import Predictions, Tally
+from results.report import write_report
 from utils import (
     BEST,
     FINAL,
@@ -66,7 +67,6 @@ from utils import (
     write_json,
 )
 from video_reader import VideoDataset, read_episodes
-from video_split import Split
 
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 

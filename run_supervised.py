@@ -33,16 +33,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.recogniser import Recogniser
 from backbones.weights import load_weights, state_dict_in
-from clip_dataset import ClipDataset, ViewDataset, read_batches, read_views, steps_per_epoch
-from flags import find_checkpoint, run_program
-from labelled_videos import LabelledVideos, mirrored_classes
-from processes import Processes, RunningStatistics, synchronise_batch_norms
-from recogniser import Recogniser
-from row_store import UNKNOWN, RowStore, weights_hash
-from settings import print_backbones
-from supervised_settings import build_parser, build_recogniser, has_split, open_videos, parse_args, sampling_of
-from training import (
+from clips.clip_dataset import ClipDataset, ViewDataset, read_batches, read_views, steps_per_epoch
+from clips.labelled_videos import LabelledVideos, mirrored_classes
+from clips.transforms import ClipTransform, MultiScaleCrop, ScaleJitterCrop, ViewCrops
+from engine.flags import find_checkpoint, run_program
+from engine.processes import Processes, RunningStatistics, synchronise_batch_norms
+from engine.row_store import UNKNOWN, RowStore, weights_hash
+from engine.settings import print_backbones
+from engine.supervised_settings import build_parser, build_recogniser, has_split, open_videos, parse_args, sampling_of
+from engine.training import (
     StepProfile,
     Steps,
     Terminated,
@@ -52,7 +53,7 @@ from training import (
     use_channels_last,
     use_tf32,
 )
-from transforms import ClipTransform, MultiScaleCrop, ScaleJitterCrop, ViewCrops
+from results.view_scores import ViewScores, save_predictions
 from utils import (
     BEST,
     FINAL,
@@ -66,7 +67,6 @@ from utils import (
     versions,
     write_json,
 )
-from view_scores import ViewScores, save_predictions
 
 COLUMNS = ("steps", "epoch", "split", "loss", "accuracy", "top5", "learning_rate")
 

@@ -16,13 +16,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from episodes import PIXELS, Drawn, EpisodePlan, draw_episode, episode_rng, fill_episode
-from frame_sampling import sample_frames
-from frame_sources import BadVideo
-from read_ahead import read_ahead
-from transforms import ClipTransform
+from clips.episodes import PIXELS, Drawn, EpisodePlan, draw_episode, episode_rng, fill_episode
+from clips.frame_sampling import sample_frames
+from clips.frame_sources import BadVideo
+from clips.read_ahead import read_ahead
+from clips.transforms import ClipTransform
+from clips.video_split import Split
 from utils import UserError
-from video_split import Split
 
 
 class VideoDataset(Dataset[dict[str, Any]]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.layers3d import with_right_gradients
 from backbones.passes import ClipPass, recompute_blocks
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError, unknown_name
 
 

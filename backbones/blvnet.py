@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from backbones.backbone import FrameBackbone, FrameNet, Keep, OverFrames, Temporal, initialise_convs, over_frames
 from backbones.resnet2d import Bottleneck
 from backbones.tam import TAM
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 STAGES = {50: (3, 4, 6, 3), 101: (4, 8, 18, 3), 152: (5, 12, 30, 3)}

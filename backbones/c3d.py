@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.backbone import ClipBackbone, initialise_convs, one_of
 from backbones.layers3d import MaxPool3d
-from transforms import InputSpec
+from clips.transforms import InputSpec
 
 # Frames in BGR from 0 to 255, less the mean of Sports-1M. The authors subtract a mean clip; this is its mean by channel.
 SPORTS1M = InputSpec(

@@ -14,7 +14,7 @@ from torch import nn
 from backbones.backbone import ClipBackbone, one_of
 from backbones.inflate import conv3d, inflate_inception, inflate_resnet, resnet_width
 from backbones.resnet2d import HALF_RANGE
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 Size = tuple[int, int, int]

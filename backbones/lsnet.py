@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones import resnet2d, tam, tsm
 from backbones.backbone import FrameBackbone, FrameNet, StackBackbone, one_of
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 # One mean and deviation for all channels, so that the luma of normalised frames is the normalised luma.

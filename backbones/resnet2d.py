@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backbones.backbone import FrameBackbone, FrameNet, Keep, OverFrames, Temporal, initialise_convs, one_of
 from backbones.torchvision_import import torchvision
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 # Blocks per stage. Depth 10 and 200 are Hara's (CVPR 2018).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones.backbone import ClipBackbone, one_of
 from backbones.inflate import conv3d, inflate_resnet, resnet_width
-from transforms import InputSpec
+from clips.transforms import InputSpec
 
 # 16 frames of 112 pixels, with the channel statistics of Kinetics that the released weights were trained with.
 KINETICS = InputSpec(size=112, mean=(0.4345, 0.4051, 0.3775), std=(0.2768, 0.2713, 0.2737), frames=16)

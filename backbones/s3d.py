@@ -16,7 +16,7 @@ from backbones.backbone import Added, ClipBackbone
 from backbones.i3d import pool3d
 from backbones.inflate import conv3d, inflate_inception, inflate_resnet, resnet_width
 from backbones.resnet2d import HALF_RANGE
-from transforms import InputSpec
+from clips.transforms import InputSpec
 
 
 class TemporalConv(Added):

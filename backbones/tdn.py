@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backbones import resnet2d
 from backbones.backbone import Added, FrameNet, StackBackbone, Temporal, initialise_convs, over_frames
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 FRAMES = 5  # of a step

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backbones.backbone import Backbone, ClipBackbone, one_of
 from backbones.resnet2d import STAGES, layers_of
 from backbones.torchvision_import import torchvision
-from transforms import InputSpec
+from clips.transforms import InputSpec
 from utils import UserError
 
 video = torchvision.models.video

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from clips.frame_sources import VIDEO_SUFFIXES, frame_files
+from clips.list_files import FORMS, Row, format_row, frame_number, frames_of, read_class_names, read_list
 from data_prep import extract
-from frame_sources import VIDEO_SUFFIXES, frame_files
-from list_files import FORMS, Row, format_row, frame_number, frames_of, read_class_names, read_list
 from utils import UserError, atomic_write
 
 CATEGORIES = "category.txt"

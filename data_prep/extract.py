@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from frame_sources import (
+from clips.frame_sources import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     BadVideo,
@@ -46,9 +46,9 @@ from frame_sources import (
     decode_image,
     frame_files,
 )
-from list_files import read_lines
+from clips.list_files import read_lines
+from clips.video_split import SPLITS
 from utils import UserError, atomic_write, read_json
-from video_split import SPLITS
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from clips.list_files import read_lines
 from data_prep import extract
-from list_files import read_lines
 from utils import UserError
 
 OFFICIAL_PARTS = {"1": "train", "2": "test"}  # 0 stands for unused

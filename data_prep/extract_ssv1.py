@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from clips.list_files import read_lines
 from data_prep import extract
-from list_files import read_lines
 from utils import UserError
 
 OFFICIAL_PARTS = {"train": "train", "val": "validation"}  # the videos of the official test part have no labels

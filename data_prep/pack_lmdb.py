@@ -23,8 +23,7 @@ import lmdb
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
-from data_prep import extract
-from frame_sources import (
+from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
@@ -35,6 +34,7 @@ from frame_sources import (
     pack_video,
     packed_frames,
 )
+from data_prep import extract
 from utils import UserError
 
 LMDB_KIND = b"//kind"

@@ -23,9 +23,9 @@ import simplejpeg
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from clips.frame_sampling import sample_frames
+from clips.frame_sources import BadVideo, decode_image, frame_files
 from data_prep import extract
-from frame_sampling import sample_frames
-from frame_sources import BadVideo, decode_image, frame_files
 from utils import UserError, read_json, write_json
 
 SETTINGS_FILE = "shrink.json"

@@ -38,13 +38,17 @@ from torch import Tensor
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run
-from model import CNN_DualPrototypes, CNN_FSHead
-from model.otam import alignment_cost
-from scripts.command_line import exit_code, new_parser, terminal_table
-from scripts.memory import HEADER as MEMORY_HEADER
-from scripts.memory import memory_rows
-from scripts.supervised_speed import supervised_test, supervised_training
-from scripts.timing import (
+from clips.transforms import ClipTransform
+from clips.video_split import Split
+from engine.command_line import exit_code, new_parser, terminal_table
+from engine.training import autocast, default_device, keep_freed_memory, use_channels_last
+from methods.dual_prototypes import CNN_DualPrototypes
+from methods.otam import alignment_cost
+from model import CNN_FSHead
+from scripts.bench.memory import HEADER as MEMORY_HEADER
+from scripts.bench.memory import memory_rows
+from scripts.bench.supervised_speed import supervised_test, supervised_training
+from scripts.bench.timing import (
     HEADER,
     SEQ_LEN,
     WAY,
@@ -59,10 +63,7 @@ from scripts.timing import (
 from tests.oracles import arn as literal_arn
 from tests.oracles import heads as literal_heads
 from tests.oracles import trx_tsn as literal
-from training import autocast, default_device, keep_freed_memory, use_channels_last
-from transforms import ClipTransform
 from video_reader import VideoDataset
-from video_split import Split
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading

@@ -24,9 +24,9 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report import LIGHT, SERIES, house_style
-from scripts.command_line import Row, exit_code, new_parser, terminal_table
-from scripts.drawing import save_picture
+from engine.command_line import Row, exit_code, new_parser, terminal_table
+from results.drawing import save_picture
+from results.report import LIGHT, SERIES, house_style
 from utils import UserError, accuracy_interval, atomic_write, read_json
 
 # What decides the episodes of a test, and the flag that sets it.

@@ -32,16 +32,19 @@ from torch import Tensor
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from arn import CNN_ARN
-from model import CNN_OTAM, CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead, CNN_Similarity
-from model.head import group_by_class
-from model.trx import TemporalCrossTransformer
-from report import LIGHT, SERIES, house_style
-from run import load_head
-from scripts.answer_film import write_answer_film
-from scripts.attention_panel import attention_height, draw_attention
-from scripts.command_line import check_output, exit_code, new_parser
-from scripts.drawing import (
+from clips.transforms import ClipTransform, InputSpec
+from clips.video_split import SPLITS, Split
+from engine.command_line import check_output, exit_code, new_parser
+from methods.arn import CNN_ARN
+from methods.dual_prototypes import CNN_DualPrototypes
+from methods.otam import CNN_OTAM
+from methods.similarity import CNN_Similarity
+from methods.trx import CNN_TRX, TemporalCrossTransformer
+from methods.tsn import CNN_TSN
+from model import CNN_FSHead, group_by_class
+from results.answer_film import write_answer_film
+from results.attention_panel import attention_height, draw_attention
+from results.drawing import (
     PICTURE_SUFFIXES,
     bare,
     class_colour,
@@ -53,10 +56,10 @@ from scripts.drawing import (
     thinned,
     wrapped,
 )
-from transforms import ClipTransform, InputSpec
+from results.report import LIGHT, SERIES, house_style
+from run import load_head
 from utils import UserError, cos_sim
 from video_reader import VideoDataset
-from video_split import SPLITS, Split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

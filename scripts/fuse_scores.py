@@ -27,10 +27,8 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts.command_line import Row, check_output, exit_code, new_parser, terminal_table
-from scripts.compare import csv_text, short_names, with_interval
-from utils import UserError, atomic_write, write_json
-from view_scores import (
+from engine.command_line import Row, check_output, exit_code, new_parser, terminal_table
+from results.view_scores import (
     FUSIONS,
     ViewScores,
     average_precisions,
@@ -41,6 +39,8 @@ from view_scores import (
     save_predictions,
     summary,
 )
+from scripts.compare import csv_text, short_names, with_interval
+from utils import UserError, atomic_write, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,10 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from list_files import Row, read_class_names, read_list
-from scripts.command_line import check_output, exit_code, new_parser
+from clips.list_files import Row, read_class_names, read_list
+from engine.command_line import check_output, exit_code, new_parser
+from results.view_scores import ViewScores
 from utils import UserError
-from view_scores import ViewScores
 
 LEAST_FRAMES = (
     8  # their programs pass over shorter videos of lists of the form `frames`, unless they test several models

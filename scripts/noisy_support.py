@@ -18,7 +18,7 @@ from pathlib import Path
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run
-from scripts.command_line import exit_code, new_parser, terminal_table
+from engine.command_line import exit_code, new_parser, terminal_table
 from utils import UserError, read_json
 
 RECIPE = Path(__file__).with_name("quickstart.args")

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from model import CNN_FSHead
-from model.head import LogitScale, group_by_class, mean_over_shots
+from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 
 
 class OrderedMean(CNN_FSHead):

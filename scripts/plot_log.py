@@ -18,10 +18,10 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report import LIGHT, cycled_series, house_style
-from scripts.command_line import check_output, exit_code, new_parser
+from engine.command_line import check_output, exit_code, new_parser
+from results.drawing import PICTURE_SUFFIXES, save_picture
+from results.report import LIGHT, cycled_series, house_style
 from scripts.compare import short_names
-from scripts.drawing import PICTURE_SUFFIXES, save_picture
 from utils import UserError
 
 

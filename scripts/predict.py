@@ -25,14 +25,14 @@ from torch import Tensor
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from frame_sampling import sample_frames
-from frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
+from clips.frame_sampling import sample_frames
+from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
+from clips.transforms import ClipTransform, InputSpec
+from engine.command_line import check_output, exit_code, new_parser, terminal_table
 from model import CNN_FSHead
-from report import house_style
+from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
+from results.report import house_style
 from run import load_head
-from scripts.command_line import check_output, exit_code, new_parser, terminal_table
-from scripts.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
-from transforms import ClipTransform, InputSpec
 from utils import UserError, atomic_write, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")

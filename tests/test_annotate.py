@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import write_video
 
+from clips.frame_sources import FrameFolder
+from clips.video_split import Split
 from data_prep import annotate, extract
-from frame_sources import FrameFolder
-from video_split import Split
 
 
 @pytest.fixture

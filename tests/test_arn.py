@@ -11,9 +11,9 @@ import torch
 from conftest import tiny_run
 from torch import Tensor, nn
 
-import arn
 import run
-from arn import CNN_ARN, Attention, Discriminator, RelationNet, Rotation, SpatialJigsaw, TemporalJigsaw
+from methods import arn
+from methods.arn import CNN_ARN, Attention, Discriminator, RelationNet, Rotation, SpatialJigsaw, TemporalJigsaw
 from tests.oracles import arn as literal
 from utils import UserError
 

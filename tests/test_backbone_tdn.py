@@ -299,7 +299,7 @@ def backbone(request):
 @pytest.mark.parametrize("method", ["tsn", "trx", "dual_prototypes", "otam"])
 def test_few_shot_methods_read_its_steps(backbone, method, monkeypatch):
     """An episode of 2-way 1-shot, three steps of five frames a clip: scores for every query, gradients down to the stems."""
-    monkeypatch.setattr("model.head.build_backbone", lambda *args, **options: backbone)
+    monkeypatch.setattr("model.build_backbone", lambda *args, **options: backbone)
     flags = ["-c", "unused", "--backbone", "tdn_resnet50", "--no_pretrained", "--seq_len", "15", "--method", method]
     head = run.build_head(run.build_parser().parse_args([*flags, "--trans_linear_out_dim", "8"]))
     assert head.num_steps == 3

@@ -16,8 +16,8 @@ from backbones import BACKBONES, Backbone, build_backbone, import_from_file
 from backbones.backbone import FrameBackbone
 from backbones.figures import figures
 from backbones.torchvision_video import MViT, VideoSwin
-from training import use_channels_last
-from transforms import InputSpec
+from clips.transforms import InputSpec
+from engine.training import use_channels_last
 from utils import UserError
 
 

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from scripts import benchmark, memory, timing
+from scripts import benchmark
+from scripts.bench import memory, timing
 
 
 def test_every_section_runs_and_is_in_the_table(capsys):

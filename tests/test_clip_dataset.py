@@ -13,13 +13,13 @@ import torch
 from conftest import CLASSES, VIDEOS, first_videos, write_video
 from PIL import Image
 
-from clip_dataset import ClipDataset, ViewDataset, epoch_order, read_batches, read_views, steps_per_epoch
-from frame_sampling import clip_sampling
-from frame_sources import BadVideo, FrameFolder
-from labelled_videos import ListedVideos, SplitVideos
-from transforms import ClipTransform, MultiScaleCrop, ScaleJitterCrop, ViewCrops
+from clips.clip_dataset import ClipDataset, ViewDataset, epoch_order, read_batches, read_views, steps_per_epoch
+from clips.frame_sampling import clip_sampling
+from clips.frame_sources import BadVideo, FrameFolder
+from clips.labelled_videos import ListedVideos, SplitVideos
+from clips.transforms import ClipTransform, MultiScaleCrop, ScaleJitterCrop, ViewCrops
+from clips.video_split import Split
 from utils import UserError
-from video_split import Split
 
 SIZE = 16
 

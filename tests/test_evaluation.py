@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import Predictions, Tally
+from results.evaluation import Predictions, Tally
 
 CLASSES = ["a", "b", "c"]
 

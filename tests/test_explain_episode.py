@@ -12,16 +12,18 @@ from conftest import CLASSES
 from PIL import Image
 from script_runs import Script, untrained
 
-from model import CNN_OTAM, CNN_TRX, CNN_FSHead
-from report import LIGHT
+from clips.transforms import ClipTransform
+from clips.video_split import Split
+from methods.otam import CNN_OTAM
+from methods.trx import CNN_TRX
+from model import CNN_FSHead
+from results.answer_film import write_answer_film
+from results.drawing import class_colour, film_strip, thinned, wrapped
+from results.report import LIGHT
 from run import load_head
 from scripts import explain_episode
-from scripts.answer_film import write_answer_film
-from scripts.drawing import class_colour, film_strip, thinned, wrapped
 from scripts.explain_episode import Episode, answer_episode, best_shots, strongest_matches, used_cells
-from transforms import ClipTransform
 from video_reader import VideoDataset
-from video_split import Split
 
 FLAGS = ("--num_test_tasks", 2, "--seq_len", 4, "--trans_linear_out_dim", 8)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import in_a_process, make_clip, place, tree, turn
 from PIL import Image
+from video_clips import in_a_process, make_clip, place, tree, turn
 
+from clips.frame_sources import FrameFolder, VideoFile, frame_files
 from data_prep import (
     extract,
     extract_folder,
@@ -26,7 +27,6 @@ from data_prep import (
     extract_ucf101,
     merge_manifests,
 )
-from frame_sources import FrameFolder, VideoFile, frame_files
 
 FRAMES = 10
 

@@ -16,11 +16,11 @@ import torch
 from conftest import Program, tiny_run
 
 import run
-from feature_store import FeatureStore, fingerprint
-from transforms import ClipTransform, InputSpec
+from clips.transforms import ClipTransform, InputSpec
+from clips.video_split import Split
+from engine.feature_store import FeatureStore, fingerprint
 from utils import UserError
 from video_reader import VideoDataset
-from video_split import Split
 
 
 def learner(dataset: Path, folder: Path, *flags: Any) -> run.Learner:

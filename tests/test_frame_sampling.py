@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracles import frame_sampling as oracle
 
-from frame_sampling import CLIP_SAMPLINGS, clip_sampling, neighbours, sample_frames
+from clips.frame_sampling import CLIP_SAMPLINGS, clip_sampling, neighbours, sample_frames
 from utils import UserError
 
 # Clips of episodes ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from conftest import FRAMES, HEIGHT, WIDTH, textured_frames, write_video
 from PIL import Image
 
-from frame_sources import BadVideo, FrameFolder, decode_image
+from clips.frame_sources import BadVideo, FrameFolder, decode_image
 
 FRAME = textured_frames(0, 1)[0]
 PICTURE = Image.fromarray(FRAME)

@@ -15,11 +15,11 @@ import pytest
 from script_runs import Script
 
 import run_supervised
+from results.view_scores import FUSIONS, ViewScores, fuse
 from scripts import fuse_scores
 from scripts.fuse_scores import read_ensemble
 from tests.oracles import scores as literal
 from utils import UserError
-from view_scores import FUSIONS, ViewScores, fuse
 
 CLASSES = ["run", "sit", "wave", "jump", "fall", "dive", "hug"]
 CROPS, CLIPS = 3, 2

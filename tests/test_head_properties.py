@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import run
-from model.head import CNN_FSHead, group_by_class
+from model import CNN_FSHead, group_by_class
 
 STEPS = 4
 OPTIONS = [

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import run
-from model.dual_prototypes import peer_weights, prototype_cosines, shot_log_weights
-from model.head import CNN_FSHead
-from model.otam import alignment_cost, best_path
-from model.pal import prototype_centred_loss
-from model.similarity import step_similarities, tuple_similarities
-from model.trx import TupleLinear, Tuples
+from methods.dual_prototypes import peer_weights, prototype_cosines, shot_log_weights
+from methods.otam import alignment_cost, best_path
+from methods.pal import prototype_centred_loss
+from methods.similarity import step_similarities, tuple_similarities
+from methods.trx import TupleLinear, Tuples
+from model import CNN_FSHead
 from tests.oracles import heads as literal
 from utils import UserError
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from script_runs import Script
 
+from results.view_scores import ViewScores
 from scripts import import_tdn_scores
 from scripts.fuse_scores import read_ensemble
 from scripts.import_tdn_scores import ArrayUnpickler
-from view_scores import ViewScores
 
 CROPS, CLIPS, CLASSES = 3, 2, 4
 LABELS = [0, 3, 1, 1, 2]

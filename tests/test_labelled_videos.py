@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import make_clip
 from conftest import CLASSES, FRAMES, VIDEOS, textured_frames, write_video
+from video_clips import make_clip
 
-import labelled_videos
+from clips import labelled_videos
+from clips.frame_sources import BadVideo, FrameFolder
+from clips.labelled_videos import ListedVideos, SplitVideos, mirrored_classes
+from clips.video_split import Split
 from data_prep import annotate, pack_lmdb
-from frame_sources import BadVideo, FrameFolder
-from labelled_videos import ListedVideos, SplitVideos, mirrored_classes
 from utils import UserError
-from video_split import Split
 
 # Folders and LMDB ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from list_files import FORMS, Row, format_row, frames_of, parse_multi_label_row, parse_row, read_class_names, read_list
+from clips.list_files import (
+    FORMS,
+    Row,
+    format_row,
+    frames_of,
+    parse_multi_label_row,
+    parse_row,
+    read_class_names,
+    read_list,
+)
 from utils import UserError
 
 ROWS = {

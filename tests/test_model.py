@@ -12,9 +12,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 import run
-from model import distribute
-from model.head import CNN_FSHead, LogitScale, group_by_class
-from model.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, Tuples, squared_distances
+from methods.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, Tuples, squared_distances
+from model import CNN_FSHead, LogitScale, distribute, group_by_class
 from tests.oracles import trx_tsn as literal
 from utils import UserError
 

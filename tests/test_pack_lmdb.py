@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import in_a_process, make_clip
 from conftest import write_video
+from video_clips import in_a_process, make_clip
 
+from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile
 from data_prep import extract, pack_lmdb
-from frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile
 
 VIDEOS = 10
 
@@ -80,7 +80,7 @@ def test_after_a_kill_the_same_command_completes_it(src, tmp_path, monkeypatch, 
 
 def _forget(path: Path) -> None:
     """Closes this process's handle, as a process of its own would have ended by now."""
-    import frame_sources
+    from clips import frame_sources
 
     frame_sources._ENVIRONMENTS.pop(str(path)).close()
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones import build_backbone
-from recogniser import LAYER_RATES, Recogniser
+from backbones.recogniser import LAYER_RATES, Recogniser
 
 DECAY = 5e-4
 

@@ -14,12 +14,12 @@ from conftest import CLASSES, FRAMES, textured_frames, write_video
 from PIL import Image, ImageSequence
 from script_runs import Script, untrained
 
-from frame_sources import VideoFile
+from clips.frame_sources import VideoFile
+from clips.transforms import ClipTransform
+from results.drawing import class_colour
 from run import load_head
 from scripts import predict
-from scripts.drawing import class_colour
 from scripts.predict import FILM_SIZE, FRAME_BOX, bar
-from transforms import ClipTransform
 
 LABELS = CLASSES["test"][:3]
 

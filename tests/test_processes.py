@@ -22,9 +22,9 @@ from jobs import ROOT, finish, free_port, job, wait_for, workers_of
 from torch import nn
 
 import run
-from flags import resumed_if_restarted
-from processes import Processes, RunningStatistics
-from training import TERMINATED
+from engine.flags import resumed_if_restarted
+from engine.processes import Processes, RunningStatistics
+from engine.training import TERMINATED
 from utils import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=0.1"]
@@ -84,7 +84,7 @@ WORK = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from torch import nn
-from processes import Processes, synchronise_batch_norms
+from engine.processes import Processes, synchronise_batch_norms
 
 processes = Processes(timeout=60)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import run
-import supervised_settings
 from backbones import BACKBONES, build_backbone
+from clips.transforms import ViewCrops
+from engine import supervised_settings
+from engine.supervised_settings import sampling_of
 from scripts import fuse_scores
-from supervised_settings import sampling_of
-from transforms import ViewCrops
 from utils import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import build_backbone
-from processes import Processes
-from recogniser import LAYER_RATES, Recogniser
-from training import Steps
-from transforms import InputSpec
+from backbones.recogniser import LAYER_RATES, Recogniser
+from clips.transforms import InputSpec
+from engine.processes import Processes
+from engine.training import Steps
 
 SGD = {"momentum": 0.9, "nesterov": False}
 

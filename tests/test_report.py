@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import Program, tiny_run
 
-from evaluation import Predictions
-from report import DARK, LIGHT, RESULT_COLUMNS, results_table, write_report
+from results.evaluation import Predictions
+from results.report import DARK, LIGHT, RESULT_COLUMNS, results_table, write_report
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

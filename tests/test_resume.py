@@ -20,7 +20,7 @@ from run_folders import live_many_lives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
-from feature_store import FeatureStore
+from engine.feature_store import FeatureStore
 from utils import RunFolder
 
 # Dropout, an optimiser with a memory, and batches of three tasks, whose ends are not when a save is due.

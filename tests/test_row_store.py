@@ -13,8 +13,8 @@ import torch
 from jobs import in_a_fork
 from torch import nn
 
-import row_store
-from row_store import UNKNOWN, WRITTEN, RowStore, weights_hash
+from engine import row_store
+from engine.row_store import UNKNOWN, WRITTEN, RowStore, weights_hash
 from utils import UserError
 
 KEY = {"weights": "a", "seed": 0}

@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clips import in_a_process
 from conftest import CLASSES, Program, first_videos, textured_frames, tiny_run, write_split
 from PIL import Image
 from run_folders import results, rows, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from video_clips import in_a_process
 
 import run
-import settings
 from backbones import BACKBONES
-from frame_sources import FrameFolder
+from clips.frame_sources import FrameFolder
+from clips.video_split import Split
+from engine import settings
 from utils import LOG_COLUMNS, RunFolder, load_checkpoint
-from video_split import Split
 
 # Gradients of the tiny network are large enough that each of these steps changes what is printed.
 LEARNS = ("-lr", 0.1)

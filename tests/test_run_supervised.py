@@ -26,16 +26,16 @@ from torch import Tensor, nn
 
 import run
 import run_supervised
-import supervised_settings
 from backbones import build_backbone
-from clip_dataset import epoch_order
+from clips.clip_dataset import epoch_order
+from clips.frame_sources import FrameFolder
+from clips.transforms import resize_short_side
 from data_prep import annotate, pack_lmdb
-from flags import BEST, FINAL, LATEST
-from frame_sources import FrameFolder
+from engine import supervised_settings
+from engine.flags import BEST, FINAL, LATEST
+from results.view_scores import ViewScores
 from run_supervised import COLUMNS, Trainer, learning_rate_at, mirror_of, mixed
-from transforms import resize_short_side
 from utils import RunFolder, load_checkpoint, seed_everything
-from view_scores import ViewScores
 
 PROTOCOL = "3 frames by tsm sampling, 1 fixed clip(s) x 1 crop(s) of 16 px from a shorter side of 18 px"
 
@@ -995,7 +995,7 @@ SMALL_NETWORK = """
 from torch import nn
 from backbones.backbone import FrameBackbone, FrameNet
 from backbones.tsm import Shift
-from transforms import InputSpec
+from clips.transforms import InputSpec
 
 
 def build(*, seq_len, shift=False):

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import in_a_process, tree
 from conftest import write_video
+from video_clips import in_a_process, tree
 
+from clips.frame_sampling import sample_frames
+from clips.frame_sources import FrameFolder, frame_files
+from clips.transforms import ClipTransform
+from clips.video_split import Split
 from data_prep import extract, shrink
-from frame_sampling import sample_frames
-from frame_sources import FrameFolder, frame_files
-from transforms import ClipTransform
 from video_reader import VideoDataset
-from video_split import Split
 
 LENGTHS = {"short": 3, "even": 8, "odd": 13, "long": 30}
 

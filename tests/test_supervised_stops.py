@@ -17,13 +17,13 @@ from run_folders import live_many_lives, results, rows
 from supervised_runs import curves, supervised_run
 
 import run_supervised
-from flags import BEST, FINAL, LATEST
-from processes import Processes
-from row_store import RowStore
+from engine.flags import BEST, FINAL, LATEST
+from engine.processes import Processes
+from engine.row_store import RowStore
+from engine.training import TERMINATED
+from results.view_scores import ViewScores
 from run_supervised import Trainer
-from training import TERMINATED
 from utils import RunFolder, load_checkpoint
-from view_scores import ViewScores
 
 # Dropout, mixed clips, an optimiser with a memory, rates that change with every step, saves beside the ends of epochs, and
 # six views of each test video in calls of four, so that a validation takes two calls and a test eighteen.

@@ -8,7 +8,7 @@ import torch
 from conftest import textured_frames
 from PIL import Image
 
-from transforms import (
+from clips.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ClipTransform,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import CLASSES, FRAMES, VIDEOS, first_videos, write_split, write_video
 
-from episodes import (
+from clips.episodes import (
     EpisodePlan,
     draw_episode,
     episode_rng,
@@ -26,12 +26,12 @@ from episodes import (
     seal_episodes,
     unseal_episodes,
 )
-from frame_sources import BadVideo
-from read_ahead import read_ahead
-from transforms import ClipTransform
+from clips.frame_sources import BadVideo
+from clips.read_ahead import read_ahead
+from clips.transforms import ClipTransform
+from clips.video_split import Split
 from utils import UserError
 from video_reader import VideoDataset, read_episodes
-from video_split import Split
 
 # Which videos --------------------------------------------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import in_a_process, make_clip, turn
 from torch.utils.data import DataLoader, Dataset
+from video_clips import in_a_process, make_clip, turn
 
-import frame_sources
+from clips import frame_sources
+from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile, list_video_files
 from data_prep import extract_folder, pack_lmdb
-from frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile, list_video_files
 
 FOOTAGE = Path(__file__).parents[2] / "shared" / "data"
 needs_footage = pytest.mark.skipif(not FOOTAGE.is_dir(), reason=f"no real footage at {FOOTAGE}")

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils import UserError
-from view_scores import (
+from results.view_scores import (
     ViewScores,
     average_precisions,
     best,
@@ -20,6 +19,7 @@ from view_scores import (
     save_predictions,
     summary,
 )
+from utils import UserError
 
 CLASSES = ["clap", "jump; up", "überholen", "wave", "a", "b", "c"]
 

@@ -14,8 +14,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from model.trx import CNN_TRX, TemporalCrossTransformer
-from model.tsn import CNN_TSN
+from methods.trx import CNN_TRX, TemporalCrossTransformer
+from methods.tsn import CNN_TSN
 
 
 def positional_encoding(num_steps: int, width: int) -> Tensor:

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from episodes import Drawn, EpisodePlan
-from frame_sources import BadVideo
-from processes import Batch
-from read_ahead import read_ahead
-from row_store import UNKNOWN, RowStore, weights_hash
-from transforms import InputSpec
+from clips.episodes import Drawn, EpisodePlan
+from clips.frame_sources import BadVideo
+from clips.read_ahead import read_ahead
+from clips.transforms import InputSpec
+from clips.video_split import Split
+from engine.processes import Batch
+from engine.row_store import UNKNOWN, RowStore, weights_hash
 from video_reader import VideoDataset
-from video_split import Split
 
 BAD = 2  # beside what a RowStore knows of a row: its video cannot be read
 TASKS_PLANNED_AHEAD = 10_000

@@ -20,8 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from backbones.layers3d import Conv3d
-from model import CNN_FSHead
-from model.head import group_by_class, mean_over_shots
+from model import CNN_FSHead, group_by_class, mean_over_shots
 from utils import UserError
 
 CHANNELS = 64  # of the maps that are pooled: the relation network was made for descriptors of 64 x 64

@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from backbones import build_backbone
-from clip_dataset import ClipDataset, ViewDataset
-from frame_sampling import clip_sampling
-from labelled_videos import SplitVideos
-from recogniser import Recogniser
-from scripts.timing import SEQ_LEN, WAY, Comparison, cached_in, race, write_videos
-from training import autocast, default_device, use_channels_last
-from transforms import InputSpec, MultiScaleCrop, ViewCrops
-from video_split import Split
+from backbones.recogniser import Recogniser
+from clips.clip_dataset import ClipDataset, ViewDataset
+from clips.frame_sampling import clip_sampling
+from clips.labelled_videos import SplitVideos
+from clips.transforms import InputSpec, MultiScaleCrop, ViewCrops
+from clips.video_split import Split
+from engine.training import autocast, default_device, use_channels_last
+from scripts.bench.timing import SEQ_LEN, WAY, Comparison, cached_in, race, write_videos
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 

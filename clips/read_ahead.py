@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from frame_sources import BadVideo
+from clips.frame_sources import BadVideo
 from utils import UserError, start_reader
 
 Item = TypeVar("Item")

@@ -14,8 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.head import mean_over_shots
-from model.similarity import CNN_Similarity
+from methods.similarity import CNN_Similarity
+from model import mean_over_shots
 
 
 def alignment_cost(costs: Tensor, smoothing: float) -> Tensor:

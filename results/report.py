@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation import Predictions
+from results.evaluation import Predictions
 from utils import atomic_write
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from frame_sources import BadVideo
-from processes import Processes
+from clips.frame_sources import BadVideo
+from engine.processes import Processes
 from utils import LATEST, LOG_COLUMNS, RunFolder, UserError, load_checkpoint, save_checkpoint
 
 STOPPED, TERMINATED = 130, 143  # exit codes by the shell's custom: 128 + the signal's number

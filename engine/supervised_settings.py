@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from backbones import Backbone, build_backbone
-from flags import (
+from backbones.recogniser import LAYER_RATES, Recogniser
+from clips.frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
+from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos
+from clips.list_files import FORMS, read_class_names
+from clips.transforms import NUM_CROPS
+from clips.video_split import FORMATS, Split
+from engine.flags import (
     BEST,
     FINAL,
     LATEST,
@@ -24,13 +30,7 @@ from flags import (
     new_parser,
     parse_run,
 )
-from frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
-from labelled_videos import LabelledVideos, ListedVideos, SplitVideos
-from list_files import FORMS, read_class_names
-from recogniser import LAYER_RATES, Recogniser
-from transforms import NUM_CROPS
 from utils import UserError
-from video_split import FORMATS, Split
 
 CROPS = ("multi_scale", "scale_jitter", "random")
 FLIPS = ("auto", "label", "on", "off")

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from frame_sources import BadVideo, FrameFolder, FrameSource, VideoFile
-from list_files import Row, frames_of, read_list
+from clips.frame_sources import BadVideo, FrameFolder, FrameSource, VideoFile
+from clips.list_files import Row, frames_of, read_list
+from clips.video_split import DIRECTION, Split, count_frames, frames_in_file
 from utils import UserError
-from video_split import DIRECTION, Split, count_frames, frames_in_file
 
 NO_LABEL = -1
 

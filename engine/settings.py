@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from arn import CNN_ARN
 from backbones import build_backbone, import_from_file
 from backbones.figures import print_backbones
-from flags import (
+from clips.frame_sampling import SAMPLINGS
+from clips.video_split import FORMATS
+from engine.flags import (
     BEST,
     FINAL,
     LATEST,
@@ -27,27 +28,26 @@ from flags import (
     new_parser,
     parse_run,
 )
-from frame_sampling import SAMPLINGS
-from model import (
-    CNN_CMN,
-    CNN_OTAM,
-    CNN_PAL,
-    CNN_TRX,
-    CNN_TSN,
+from methods.arn import CNN_ARN
+from methods.cmn import CNN_CMN
+from methods.dual_prototypes import CNN_DualPrototypes
+from methods.otam import CNN_OTAM
+from methods.pal import CNN_PAL
+from methods.similarity import (
     CNN_BiMHM,
     CNN_Chamfer,
     CNN_ChamferPlusPlus,
     CNN_ChamferQuery,
     CNN_ChamferSupport,
     CNN_Diagonal,
-    CNN_DualPrototypes,
-    CNN_FSHead,
     CNN_Linear,
     CNN_Max,
     CNN_Mean,
 )
+from methods.trx import CNN_TRX
+from methods.tsn import CNN_TSN
+from model import CNN_FSHead
 from utils import UserError, unknown_name
-from video_split import FORMATS
 
 METHODS: dict[str, type[CNN_FSHead]] = {
     "tsn": CNN_TSN,

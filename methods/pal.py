@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
-from model.head import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
+from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 from utils import cos_sim
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES
-from processes import Processes
-from training import Termination, Training, exit_code_of, keep_freed_memory
+from engine.processes import Processes
+from engine.training import Termination, Training, exit_code_of, keep_freed_memory
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
 # What may change when a run goes on: how it is run, and how it is tested. All else makes it another run.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.head import CNN_FSHead, group_by_class, mean_over_shots
+from model import CNN_FSHead, group_by_class, mean_over_shots
 
 
 class SaliencyDescriptor(nn.Module):

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from scripts.command_line import Row
+from engine.command_line import Row
 
 WAY, SEQ_LEN = 5, 8
 

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from model.head import CNN_FSHead, LogitScale, group_by_class
-from model.trx import (
+from methods.trx import (
     PositionalEncoding,
     TupleLinear,
     Tuples,
@@ -27,6 +26,7 @@ from model.trx import (
     row_products,
     row_products_of_shots,
 )
+from model import CNN_FSHead, LogitScale, group_by_class
 
 
 def peer_weights(present: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from frame_sources import BadVideo
+from clips.frame_sources import BadVideo
 from utils import UserError
 
 WIDTH = 80  # columns of a terminal

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frame_sources import BadVideo
+from clips.frame_sources import BadVideo
+from clips.video_split import Split
 from utils import UserError, atomic_write, read_json
-from video_split import Split
 
 EPISODES_FORMAT = "few-shot-episodes/1"
 

@@ -16,11 +16,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frame_sampling import ClipSampling
-from frame_sources import BadVideo
-from labelled_videos import NO_LABEL, LabelledVideos
-from read_ahead import read_ahead
-from transforms import ViewCrops
+from clips.frame_sampling import ClipSampling
+from clips.frame_sources import BadVideo
+from clips.labelled_videos import NO_LABEL, LabelledVideos
+from clips.read_ahead import read_ahead
+from clips.transforms import ViewCrops
 from utils import UserError
 
 MOST_STAND_INS = 10  # tried in the place of a video that cannot be read; where none of them can be, more is wrong

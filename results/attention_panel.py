@@ -12,8 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 from torch import Tensor
 
-from report import LIGHT, SERIES
-from scripts.drawing import bare, film_strip, readable, thinned, wrapped
+from results.drawing import bare, film_strip, readable, thinned, wrapped
+from results.report import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

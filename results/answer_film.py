@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from report import LIGHT
-from scripts.drawing import readable
+from results.drawing import readable
+from results.report import LIGHT
 from utils import atomic_write
 
 SIDE, BORDER, CAPTION = 288, 8, 58  # pixels

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from model.head import CNN_FSHead, group_by_class
+from model import CNN_FSHead, group_by_class
 from utils import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from einops import rearrange, reduce
 from torch import Tensor
 
-from model.head import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
+from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 from utils import cos_sim
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from report import LIGHT, SERIES
+from results.report import LIGHT, SERIES
 from utils import atomic_write
 
 if TYPE_CHECKING:

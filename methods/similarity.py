@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.head import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
+from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 from utils import UserError, cos_sim
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from frame_sources import (
+from clips.frame_sources import (
     BadVideo,
     FrameFolder,
     FrameSource,

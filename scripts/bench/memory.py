@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import run
+from engine.command_line import Row
+from engine.training import autocast, default_device, use_channels_last
 from model import CNN_FSHead
-from scripts.command_line import Row
-from training import autocast, default_device, use_channels_last
 
 GIB = 2**30
 CARDS = (8, 12, 24, 80)  # GB
