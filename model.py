@@ -1,7 +1,11 @@
-"""The base class of every few-shot method, and what several methods share.
+"""Few-shot heads: `CNN_FSHead`, which every method inherits, and TSN, TRX and dual prototypes. The others are in methods/.
 
-Letters: B episodes, K way, N support videos of an episode, J shots of a class, Q queries, T frames, S feature steps,
-D feature width.
+A method of your own inherits CNN_FSHead, writes `classify`, and is added to METHODS in methods/__init__.py, or named on the
+command line as path/to/file.py:Class.
+
+Letters, used throughout: B episodes, K way, N support videos of an episode, J shots of a class, Q queries, T frames,
+S feature steps, D feature width, W tuple cardinality, M tuples of a video, E width of projected tuples, R rows that a
+video's tuples are mixed of. In patterns i and j are two shots, t and u tuples of two videos, r and s rows of two videos.
 """
 
 from __future__ import annotations
@@ -9,14 +13,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from backbones import Backbone, build_backbone
+from utils import UserError, cos_sim
 
 
 class CNN_FSHead(nn.Module):
@@ -232,3 +238,506 @@ class LogitScale(nn.Module):
 
     def forward(self, similarities: Tensor) -> Tensor:
         return similarities * self.log_scale.exp().clamp(1.0, 100.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TSN
+
+
+class CNN_TSN(CNN_FSHead):
+    """TSN baseline: similarity of frame-averaged features, blind to the order of frames.
+
+    Temporal Segment Networks (Wang et al., ECCV 2016) as the few-shot literature uses them: no parameters but the scale.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.distance = args.tsn_distance
+        self.scale = LogitScale(args.tsn_scale)
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument(
+            "--tsn_distance",
+            choices=["cosine", "mean_cosine", "sqeuclid"],
+            default="cosine",
+            help="cosine to the mean of a class's support videos; mean_cosine: mean of the cosines to each, as in the "
+            "TRX-style libraries, weaker with several shots; sqeuclid: minus the squared distance per feature to the mean",
+        )
+        group.add_argument(
+            "--tsn_scale",
+            type=float,
+            default=10.0,
+            help="factor on TSN's similarities at the start, learnt from there within [1, 100]; larger is more confident",
+        )
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+        support, present = group_by_class(reduce(support_features, "b n s d -> b n d", "mean"), support_labels)
+        target = reduce(target_features, "b q s d -> b q d", "mean")
+        if self.distance == "mean_cosine":
+            cosines = cos_sim(target, rearrange(support, "b k j d -> b (k j) d"))
+            cosines = rearrange(cosines, "b q (k j) -> b q k j", j=support.shape[2])
+            return self.scale(mean_over_shots(cosines, present[:, None], dim=-1))
+        prototypes = mean_over_shots(support, present[..., None], dim=2)  # (B, K, D)
+        if self.distance == "cosine":
+            return self.scale(cos_sim(target, prototypes))
+        # |f - p|^2 without |f|^2, which is the same for every class of a query and so changes neither loss nor answer.
+        similarities = 2 * target @ prototypes.mT - rearrange(prototypes.square().sum(-1), "b k -> b 1 k")
+        return self.scale(similarities / target.shape[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TRX
+
+
+class PositionalEncoding(nn.Module):
+    """Adds a tenth of the sinusoids of Vaswani et al. (NeurIPS 2017) to the steps of a video, then drops out."""
+
+    def __init__(self, width: int, max_steps: int, dropout: float) -> None:
+        super().__init__()
+        angles = torch.arange(max_steps)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+        self.table: Tensor
+        self.register_buffer("table", 0.1 * table, persistent=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """(..., S, D) -> (..., S, D)."""
+        return self.dropout(steps + self.table[: steps.shape[-2]])
+
+
+class TupleLinear(nn.Linear):
+    """A linear map on concatenated tuples of steps, (W*D) -> E, without building the tuples.
+
+    W_map [x_t1; ...; x_tW] = sum_i W_i x_ti: each step is projected once per position it can take, and a tuple is a sum of
+    such projections. For 8 steps that is 3.5 times (pairs) to 7 times (triples) less work than mapping every tuple.
+    """
+
+    def __init__(self, step_width: int, cardinality: int, out_width: int, num_steps: int) -> None:
+        super().__init__(step_width * cardinality, out_width)
+        self.cardinality = cardinality
+        tuples = torch.tensor(list(combinations(range(num_steps), cardinality)))  # (M, W), in lexicographic order
+        # Position i of a tuple never holds the first i or the last W-1-i steps, so only `reach` of them are projected.
+        self.reach = num_steps - cardinality + 1
+        choice = F.one_hot(tuples - torch.arange(cardinality), self.reach)  # (M, W, reach)
+        self.choice: Tensor
+        self.register_buffer("choice", choice.flatten(1).to(torch.get_default_dtype()), persistent=False)
+
+    def rows(self, steps: Tensor) -> Tensor:
+        """Each step in each position it can take: (..., S, D) -> (..., W * reach, E), without the bias."""
+        weights = self.weight.chunk(self.cardinality, dim=1)
+        projected = [steps[..., i : i + self.reach, :] @ weight.mT for i, weight in enumerate(weights)]
+        return torch.cat(projected, dim=-2)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """(..., S, D) -> (..., M, E)."""
+        # The sum over a tuple's positions as a product with 0/1 rows: its backward is a product too, not a scatter.
+        return self.choice @ self.rows(steps) + self.bias
+
+
+class Tuples(NamedTuple):
+    """The M tuples of a video as few rows and how each tuple mixes them: mix (..., M, R) @ rows (..., R, E).
+
+    A linear map of a tuple of steps is a sum of one row for each of its positions and the bias. 18 rows and the bias make
+    all 56 triples of 8 steps; products, layer norms and weighted means of tuples follow from those of rows, so tuples
+    themselves are not built.
+    """
+
+    mix: Tensor
+    rows: Tensor
+
+    @staticmethod
+    def project(linear: TupleLinear, steps: Tensor) -> Tuples:
+        """The linear map of all tuples of steps (..., S, D)."""
+        return project_together(linear, steps)[0]
+
+    def layer_norm(self, norm: nn.LayerNorm) -> Tuples:
+        """The layer norm of every tuple: its centred rows by its own deviation, and one more row for the norm's bias."""
+        centred = Tuples(self.mix, self.rows - self.rows.mean(dim=-1, keepdim=True))
+        deviation = (centred.squares() / self.rows.shape[-1] + norm.eps).sqrt()
+        mix = F.pad(self.mix / deviation[..., None], (0, 1), value=1.0)
+        return Tuples(mix, with_row(centred.rows * norm.weight, norm.bias))
+
+    def squares(self) -> Tensor:
+        """Squared norms of the tuples, (..., M)."""
+        return (self.mix * (self.mix @ (self.rows @ self.rows.mT))).sum(dim=-1).clamp_min(0)
+
+
+def project_together(linear: TupleLinear, *groups: Tensor) -> list[Tuples]:
+    """`Tuples.project` of several groups of videos, each (..., S, D).
+
+    In one product per position: large products are faster, and so is one gradient of the weights than one per group.
+    """
+    videos = linear.rows(torch.cat([steps.flatten(0, -3) for steps in groups]))
+    projected = []
+    for steps, rows in zip(groups, videos.split([steps.shape[:-2].numel() for steps in groups]), strict=True):
+        mix = F.pad(linear.choice, (0, 1), value=1.0).expand(*steps.shape[:-2], -1, -1)
+        projected.append(Tuples(mix, with_row(rows.unflatten(0, steps.shape[:-2]), linear.bias)))
+    return projected
+
+
+def with_row(rows: Tensor, row: Tensor) -> Tensor:
+    """(..., R, E) and one row (E,) for all -> (..., R+1, E)."""
+    return torch.cat([rows, row.expand(*rows.shape[:-2], 1, -1)], dim=-2)
+
+
+def row_products(queries: Tuples, rows: Tensor) -> Tensor:
+    """Products of query tuples (B, Q, M, E) with the rows of support videos (B, K, J, R, E): (B, K, Q, M, J, R)."""
+    return torch.einsum("bqtr,bkqrjs->bkqtjs", queries.mix, torch.einsum("bqre,bkjse->bkqrjs", queries.rows, rows))
+
+
+def attention_scores(query_keys: Tuples, keys: Tuples) -> Tensor:
+    """Scaled products of all query tuples with all support tuples: (B, K, Q, M, J, M)."""
+    products = torch.einsum("bkqtjr,bkjur->bkqtju", row_products(query_keys, keys.rows), keys.mix)
+    return products / math.sqrt(keys.rows.shape[-1])
+
+
+def row_products_of_shots(tuples: Tuples) -> Tensor:
+    """Products of the rows of all shots of a class with each other, (B, K, J, R, J, R)."""
+    return torch.einsum("bkire,bkjse->bkirjs", tuples.rows, tuples.rows)
+
+
+def squared_distances(mix: Tensor, values: Tuples, queries: Tuples) -> Tensor:
+    """Of query tuples (B, Q, M, E) to their prototypes in each class, (B, K, Q, M), never negative.
+
+    A prototype is a mixture p = mix @ rows of the rows of a class, mix (B, K, Q, M, J, R); it is not built either, since
+    |q - p|^2 = |q|^2 - 2 mix.(rows q) + mix (rows rows') mix'.
+    """
+    spread = torch.einsum("bkqtir,bkirjs->bkqtjs", mix, row_products_of_shots(values))
+    squares = (mix * (spread - 2 * row_products(queries, values.rows))).sum(dim=(-2, -1))
+    return (squares + rearrange(queries.squares(), "b q t -> b 1 q t")).clamp_min(0)
+
+
+class TemporalCrossTransformer(nn.Module):
+    """TRX for tuples of one cardinality: a prototype of each class for each query, made of the tuples that match it.
+
+    Perrett et al., CVPR 2021, section 3.
+    """
+
+    def __init__(self, step_width: int, out_width: int, cardinality: int, num_steps: int, dropout: float) -> None:
+        super().__init__()
+        self.pe = PositionalEncoding(step_width, num_steps, dropout)
+        self.k_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
+        self.v_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
+        self.norm_k = nn.LayerNorm(out_width)
+
+    def attention(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
+        """How much each query tuple looks at each support tuple of a class: softmax over all its shots and tuples.
+
+        Encoded steps (B, K, J, S, D), which shots exist (B, K, J), encoded steps (B, Q, S, D) -> (B, K, Q, M, J, M).
+        """
+        keys, query_keys = (keys.layer_norm(self.norm_k) for keys in project_together(self.k_linear, support, target))
+        scores = attention_scores(query_keys, keys)
+        scores = scores.masked_fill(rearrange(~present, "b k j -> b k 1 1 j 1"), -math.inf)
+        return scores.flatten(-2).softmax(dim=-1).unflatten(-1, scores.shape[-2:])
+
+    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
+        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D) -> logits (B, Q, K)."""
+        support, target = self.pe(support), self.pe(target)
+        attention = self.attention(support, present, target)
+        values, query_values = project_together(self.v_linear, support, target)
+        prototypes = torch.einsum("bkqtju,bkjur->bkqtjr", attention, values.mix)  # as mixtures of rows
+        distances = squared_distances(prototypes, values, query_values)
+        return -reduce(distances, "b k q t -> b q k", "mean")
+
+
+def check_cardinalities(args: argparse.Namespace, num_steps: int) -> None:
+    """Raises UserError when `--temp_set` asks for tuples that a clip of `num_steps` feature steps does not have."""
+    if max(args.temp_set) > num_steps or min(args.temp_set) < 1:
+        raise UserError(
+            f"--temp_set {' '.join(map(str, args.temp_set))} needs tuples of 1 to {num_steps} steps: backbone "
+            f"{args.backbone} gives {num_steps} for --seq_len {args.seq_len}; lower it or raise --seq_len"
+        )
+
+
+class CNN_TRX(CNN_FSHead):
+    """TRX: query-specific class prototypes from ordered frame tuples.
+
+    Temporal-Relational CrossTransformers (Perrett, Masullo, Burghardt, Mirmehdi, Damen, CVPR 2021): logits are the mean
+    over the cardinalities of `--temp_set` of minus the mean squared distance of a query's tuples to their prototypes.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        check_cardinalities(args, self.num_steps)
+        self.transformers = nn.ModuleList(
+            TemporalCrossTransformer(
+                self.backbone.feature_dim, args.trans_linear_out_dim, cardinality, self.num_steps, args.trans_dropout
+            )
+            for cardinality in args.temp_set
+        )
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument(
+            "--temp_set",
+            nargs="+",
+            type=int,
+            default=[2, 3],
+            help="tuple cardinalities, in frames; 2 3 is the paper's choice, larger ones cost more and gain little",
+        )
+        group.add_argument(
+            "--trans_linear_out_dim", type=int, default=1152, help="width of the keys and values of tuples"
+        )
+        group.add_argument(
+            "--trans_dropout", type=float, default=0.1, help="dropout on frame features before tuples are made, 0 to 1"
+        )
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+        support, present = group_by_class(support_features, support_labels)
+        logits = [transformer(support, present, target_features) for transformer in self.transformers]
+        return torch.stack(logits).mean(dim=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dual prototypes
+
+
+def peer_weights(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mean of the other shots of its class, for each shot, as weights: bool (B, K, J) -> (B, K, J, J).
+
+    A lone shot stands for its missing peers itself.
+    """
+    itself = torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    are_alone = rearrange(present.sum(dim=-1) == 1, "b k -> b k 1 1")
+    are_peers = (present[..., None, :] & (itself == are_alone)).to(dtype)
+    return are_peers / are_peers.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def prototype_cosines(
+    class_mix: Tensor, query_mix: Tensor, values: Tuples, query_values: Tuples
+) -> tuple[Tensor, Tensor]:
+    """Mean over tuples of a query's cosines to class-specific and to query-specific prototypes: two of (B, Q, K).
+
+    Prototypes are mixtures of the rows of a class, (B, K, M, J, R) and (B, K, Q, M, J, R). With p = mix @ rows,
+    p.u = mix.(rows u) and p.p = mix (rows rows') mix', so prototypes are not built either.
+    """
+    products = row_products(query_values, values.rows)
+    between_rows = row_products_of_shots(values)
+    query_squares = rearrange(query_values.squares(), "b q t -> b 1 q t")
+
+    def cosines(mix: Tensor) -> Tensor:
+        squares = (mix * torch.einsum("bkqtir,bkirjs->bkqtjs", mix, between_rows)).sum(dim=(-2, -1)) * query_squares
+        return reduce((mix * products).sum(dim=(-2, -1)) * squares.clamp_min(1e-16).rsqrt(), "b k q t -> b q k", "mean")
+
+    return cosines(rearrange(class_mix, "b k t j r -> b k 1 t j r")), cosines(query_mix)
+
+
+class DualScores(NamedTuple):
+    """What one cardinality says: three logits (B, Q, K), and how much each shot counts in its class, (B, K, J)."""
+
+    logits: Tensor
+    class_logits: Tensor
+    query_logits: Tensor
+    shot_weights: Tensor
+
+
+class RobustDualPrototypes(nn.Module):
+    """Prototypes in which shots that are unlike the others of their class count less, for tuples of one cardinality.
+
+    This follows what the paper's abstract claims, not its code. Shots are weighted by their mean similarity to the other
+    shots of the class, and both prototypes use the weights. With two shots these are equal by symmetry: only from three
+    shots on can one be found wrong.
+    """
+
+    def __init__(
+        self, step_width: int, out_width: int, cardinality: int, num_steps: int, dropout: float, scale: float
+    ) -> None:
+        super().__init__()
+        self.pe = PositionalEncoding(step_width, num_steps, dropout)
+        self.k_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
+        self.v_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
+        self.norm_k = nn.LayerNorm(out_width)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.1)))  # of the softmax over shots
+        self.attended = nn.Parameter(torch.tensor(0.0))  # part of attention in the class-specific prototype
+        self.balance = nn.Parameter(torch.tensor(0.0))  # of the two scores; 0 is half and half
+        self.scale = LogitScale(scale)
+
+    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
+        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
+        support, target = self.pe(support), self.pe(target)
+        keys, query_keys = (Tuples.project(self.k_linear, steps).layer_norm(self.norm_k) for steps in (support, target))
+        values, query_values = (Tuples.project(self.v_linear, steps) for steps in (support, target))
+
+        log_weights = shot_log_weights(values, present, self.log_temperature.exp().clamp(0.02, 1.0))
+        class_mix = self.class_mix(keys, values, present) * rearrange(log_weights.exp(), "b k j -> b k 1 j 1")
+        query_mix = self.query_mix(query_keys, keys, values, log_weights)
+
+        class_logits, query_logits = map(self.scale, prototype_cosines(class_mix, query_mix, values, query_values))
+        logits = torch.lerp(query_logits, class_logits, self.balance.sigmoid())
+        return DualScores(logits, class_logits, query_logits, log_weights.exp())
+
+    def class_mix(self, keys: Tuples, values: Tuples, present: Tensor) -> Tensor:
+        """Each shot's values, which may move to what its peers' keys find in it: (B, K, M, J, R)."""
+        from_rows = torch.einsum("bkitr,bkirjs->bkitjs", keys.mix, row_products_of_shots(keys))
+        from_peers = torch.einsum("bkji,bkitjs->bkjts", peer_weights(present, from_rows.dtype), from_rows)
+        attention = (from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])).softmax(dim=-1)  # (B, K, J, M, M)
+        has_peers = rearrange(present.sum(dim=-1) > 1, "b k -> b k 1 1 1")
+        moved = values.mix + self.attended * has_peers * (attention @ values.mix - values.mix)
+        return rearrange(moved, "b k j t r -> b k t j r")
+
+    def query_mix(self, query_keys: Tuples, keys: Tuples, values: Tuples, log_weights: Tensor) -> Tensor:
+        """TRX's attention of each query tuple over all shots and tuples of a class, with a prior on shots."""
+        prior = rearrange(log_weights, "b k j -> b k 1 1 j 1")  # -inf where there is no shot
+        attention = (attention_scores(query_keys, keys) + prior).flatten(-2).softmax(dim=-1)
+        attention = attention.unflatten(-1, (keys.mix.shape[2], -1))
+        return torch.einsum("bkqtju,bkjur->bkqtjr", attention, values.mix)
+
+
+def shot_log_weights(values: Tuples, present: Tensor, temperature: Tensor | float) -> Tensor:
+    """Logarithm of how much each shot of a class counts, by its mean similarity to the others: (B, K, J).
+
+    Shots are compared by the cosines of their values at equal tuples. Weights add up to 1 in each class; what is not
+    `present`, bool (B, K, J), has weight 0. A high temperature makes all shots equal.
+    """
+    products = torch.einsum("bkitr,bkirjs,bkjts->bkijt", values.mix, row_products_of_shots(values), values.mix)
+    squares = values.squares()  # (B, K, J, M)
+    norms = (squares[:, :, :, None] * squares[:, :, None]).clamp_min(1e-16).sqrt()
+    to_peers = (peer_weights(present, products.dtype) * (products / norms).mean(dim=-1)).sum(dim=-1)
+    return (to_peers / temperature).masked_fill(~present, -math.inf).log_softmax(dim=-1)
+
+
+class PublishedDualPrototypes(nn.Module):
+    """The method as its authors' code computes it, for tuples of one cardinality.
+
+    All maps are square on concatenated tuples. Each shot has its own softmax in both attentions, and shots are added up:
+    every one of them counts the same, whatever it shows.
+    """
+
+    def __init__(
+        self,
+        step_width: int,
+        cardinality: int,
+        num_steps: int,
+        dropout: float,
+        scale: float,
+        cosine_axis: Literal["feature", "tuple"],
+    ) -> None:
+        super().__init__()
+        width = cardinality * step_width
+        self.pe = PositionalEncoding(step_width, num_steps, dropout)
+        self.q_linear = TupleLinear(step_width, cardinality, width, num_steps)
+        self.k_linear = TupleLinear(step_width, cardinality, width, num_steps)
+        self.v_linear = TupleLinear(step_width, cardinality, width, num_steps)
+        self.norm = nn.LayerNorm(width)
+        self.scale = scale
+        self.cosine_axis = cosine_axis
+        self.tuples: Tensor
+        tuples = torch.tensor(list(combinations(range(num_steps), cardinality)))  # (M, W)
+        self.register_buffer("tuples", tuples, persistent=False)
+
+    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
+        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
+        support, target = self.pe(support), self.pe(target)
+        class_attention, query_attention = self.attend(support, present, target)
+        values = Tuples.project(self.v_linear, support).layer_norm(self.norm)
+        query_values = Tuples.project(self.v_linear, target)
+
+        own_mix = values.mix * rearrange(present, "b k j -> b k j 1 1")  # what is no shot adds nothing to a prototype
+        class_mix = torch.einsum("bkjtu,bkjur->bktjr", class_attention, own_mix)
+        query_mix = torch.einsum("bkqtju,bkjur->bkqtjr", query_attention, own_mix)
+
+        class_score, query_score = prototype_cosines(class_mix, query_mix, values, query_values)
+        if self.cosine_axis == "tuple":
+            query_score = channel_cosines(query_mix, values, query_values)
+        class_logits, query_logits = self.scale * class_score, self.scale * query_score
+        shot_weights = present / present.sum(dim=-1, keepdim=True)
+        return DualScores(class_logits + query_logits, class_logits, query_logits, shot_weights)
+
+    def attend(self, support: Tensor, present: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """How a shot's peers and how queries look at its tuples: (B, K, J, M, M) and (B, K, Q, M, J, M), each adds up to 1."""
+        keys = Tuples.project(self.k_linear, support).layer_norm(self.norm)
+        query_keys = Tuples.project(self.q_linear, target).layer_norm(self.norm)
+        peers = torch.einsum("bkji,bkisd->bkjsd", peer_weights(present, support.dtype), support)
+        # A tuple of peers, which is not projected, times a row is a sum over positions: a step times a part of the row.
+        parts = rearrange(keys.rows, "b k j r (w d) -> b k j r w d", w=self.tuples.shape[1])
+        products = torch.einsum("bkjsd,bkjrwd->bkjswr", peers, parts)
+        positions = torch.arange(self.tuples.shape[1], device=support.device)
+        from_peers = products[..., self.tuples, positions, :].sum(dim=-2)  # (B, K, J, M, R)
+        class_scores = from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])
+        return class_scores.softmax(dim=-1), attention_scores(query_keys, keys).softmax(dim=-1)
+
+
+def channel_cosines(query_mix: Tensor, values: Tuples, query_values: Tuples) -> Tensor:
+    """Cosine across tuples in each channel to query-specific prototypes, its mean over channels: (B, Q, K).
+
+    What the published code takes for its query-specific score, by the default axis of a function.
+    """
+    prototypes = torch.einsum("bkqtjr,bkjre->bqkte", query_mix, values.rows)
+    tuples = query_values.mix @ query_values.rows
+    return F.cosine_similarity(prototypes, rearrange(tuples, "b q t e -> b q 1 t e"), dim=-2).mean(dim=-1)
+
+
+class CNN_DualPrototypes(CNN_FSHead):
+    """Dual prototypes: class-specific and query-specific attentive prototypes over frame tuples.
+
+    "A dual-prototype network combining query-specific and class-specific attentive learning for few-shot action
+    recognition" (Jiang, Zhan, Jiang, Tang, Neurocomputing 2024). `--dp_variant robust` weights shots by within-class
+    similarity, as the paper's abstract says, and trains with a loss on either score beside that on both; `code` is the
+    computation of the code that its authors published. Logits are means over the cardinalities of `--temp_set`, which it
+    shares with TRX, as it does `--trans_dropout` and, in the robust variant, `--trans_linear_out_dim`.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        check_cardinalities(args, self.num_steps)
+        shape = {"step_width": self.backbone.feature_dim, "num_steps": self.num_steps, "dropout": args.trans_dropout}
+        self.branches: nn.ModuleList
+        if args.dp_variant == "robust":
+            shape |= {"out_width": args.trans_linear_out_dim, "scale": args.dp_scale or 20.0}
+            self.branches = nn.ModuleList(RobustDualPrototypes(cardinality=w, **shape) for w in args.temp_set)
+        else:
+            shape |= {"cosine_axis": args.dp_cosine_axis, "scale": args.dp_scale or 1000.0}
+            self.branches = nn.ModuleList(PublishedDualPrototypes(cardinality=w, **shape) for w in args.temp_set)
+        self.dual_weight = args.dp_dual_weight if args.dp_variant == "robust" else 0.0
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument(
+            "--dp_variant",
+            choices=["robust", "code"],
+            default="robust",
+            help="robust: shots unlike the others of their class count less, needs 3 shots to have an effect; code: as the "
+            "authors' code computes it, with square maps (164 M parameters on resnet50)",
+        )
+        group.add_argument(
+            "--dp_cosine_axis",
+            choices=["feature", "tuple"],
+            default="feature",
+            help="of the code variant's query-specific score; tuple, across tuples in each channel, is what the code does",
+        )
+        group.add_argument(
+            "--dp_scale",
+            type=float,
+            help="factor on cosines; unset: 20, learnt from there within [1, 100] (robust), 1000, fixed (code)",
+        )
+        group.add_argument(
+            "--dp_dual_weight",
+            type=float,
+            default=0.5,
+            help="weight of the loss on either score alone, beside that on both; the code variant has none",
+        )
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        support, present = group_by_class(support_features, support_labels)
+        branches = [branch(support, present, target_features) for branch in self.branches]
+        means = (torch.stack(scores).mean(dim=0) for scores in zip(*branches, strict=True))
+        return DualScores(*means)._asdict()
+
+    def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
+        """Cross entropy of the queries by both scores, plus `--dp_dual_weight` times its mean over the single scores."""
+        labels = task_dict["target_labels"]
+        loss = self.query_loss(model_dict["logits"], labels)
+        if self.dual_weight == 0:
+            return loss
+        single = self.query_loss(model_dict["class_logits"], labels) + self.query_loss(
+            model_dict["query_logits"], labels
+        )
+        return loss + self.dual_weight * single / 2
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """Means over cardinalities: "logits", "class_logits" and "query_logits" (B, Q, K), "shot_weights" (B, K, J).
+
+        Shots are in the order of `group_by_class`; the weights of a class add up to 1.
+        """
+        return self.classify(support_features, support_labels, target_features)

@@ -30,7 +30,6 @@ from engine.flags import (
 )
 from methods.arn import CNN_ARN
 from methods.cmn import CNN_CMN
-from methods.dual_prototypes import CNN_DualPrototypes
 from methods.otam import CNN_OTAM
 from methods.pal import CNN_PAL
 from methods.similarity import (
@@ -44,9 +43,7 @@ from methods.similarity import (
     CNN_Max,
     CNN_Mean,
 )
-from methods.trx import CNN_TRX
-from methods.tsn import CNN_TSN
-from model import CNN_FSHead
+from model import CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead
 from utils import UserError, unknown_name
 
 METHODS: dict[str, type[CNN_FSHead]] = {

@@ -42,9 +42,8 @@ from clips.transforms import ClipTransform
 from clips.video_split import Split
 from engine.command_line import exit_code, new_parser, terminal_table
 from engine.training import autocast, default_device, keep_freed_memory, use_channels_last
-from methods.dual_prototypes import CNN_DualPrototypes
 from methods.otam import alignment_cost
-from model import CNN_FSHead
+from model import CNN_DualPrototypes, CNN_FSHead
 from scripts.bench.memory import HEADER as MEMORY_HEADER
 from scripts.bench.memory import memory_rows
 from scripts.bench.supervised_speed import supervised_test, supervised_training

@@ -36,12 +36,9 @@ from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import SPLITS, Split
 from engine.command_line import check_output, exit_code, new_parser
 from methods.arn import CNN_ARN
-from methods.dual_prototypes import CNN_DualPrototypes
 from methods.otam import CNN_OTAM
 from methods.similarity import CNN_Similarity
-from methods.trx import CNN_TRX, TemporalCrossTransformer
-from methods.tsn import CNN_TSN
-from model import CNN_FSHead, group_by_class
+from model import CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead, TemporalCrossTransformer, group_by_class
 from results.answer_film import write_answer_film
 from results.attention_panel import attention_height, draw_attention
 from results.drawing import (

@@ -15,8 +15,7 @@ from script_runs import Script, untrained
 from clips.transforms import ClipTransform
 from clips.video_split import Split
 from methods.otam import CNN_OTAM
-from methods.trx import CNN_TRX
-from model import CNN_FSHead
+from model import CNN_TRX, CNN_FSHead
 from results.answer_film import write_answer_film
 from results.drawing import class_colour, film_strip, thinned, wrapped
 from results.report import LIGHT

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 import run
-from methods.dual_prototypes import peer_weights, prototype_cosines, shot_log_weights
 from methods.otam import alignment_cost, best_path
 from methods.pal import prototype_centred_loss
 from methods.similarity import step_similarities, tuple_similarities
-from methods.trx import TupleLinear, Tuples
-from model import CNN_FSHead
+from model import CNN_FSHead, TupleLinear, Tuples, peer_weights, prototype_cosines, shot_log_weights
 from tests.oracles import heads as literal
 from utils import UserError
 

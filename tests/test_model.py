@@ -12,8 +12,17 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 import run
-from methods.trx import PositionalEncoding, TemporalCrossTransformer, TupleLinear, Tuples, squared_distances
-from model import CNN_FSHead, LogitScale, distribute, group_by_class
+from model import (
+    CNN_FSHead,
+    LogitScale,
+    PositionalEncoding,
+    TemporalCrossTransformer,
+    TupleLinear,
+    Tuples,
+    distribute,
+    group_by_class,
+    squared_distances,
+)
 from tests.oracles import trx_tsn as literal
 from utils import UserError
 

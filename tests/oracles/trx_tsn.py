@@ -14,8 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from methods.trx import CNN_TRX, TemporalCrossTransformer
-from methods.tsn import CNN_TSN
+from model import CNN_TRX, CNN_TSN, TemporalCrossTransformer
 
 
 def positional_encoding(num_steps: int, width: int) -> Tensor:
