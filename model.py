@@ -38,6 +38,26 @@ class CNN_FSHead(nn.Module):
     reads: Literal["steps", "maps"] = "steps"
     """What `classify` gets for a video: feature steps (S, D), or feature maps (D, S, h, w)."""
 
+    works_on_features: bool = True
+    """Whether `classify` is all that happens after the backbone in a test, so that stored features can replace images."""
+
+    takes_episodes: bool = True
+    """Whether `forward` takes several episodes at once."""
+
+    condenses: bool = False
+    """Whether `describe` and `classify_described` together are `classify`, so that a test may store descriptions."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What a class does not state is assumed to be the slow way that is always right: one that brings its own `forward`
+        gets frames, one episode at a time, as classes of the TRX-style libraries expect."""
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "forward" in own or "get_feats" in own:
+            cls.works_on_features = own.get("works_on_features", False)
+            cls.takes_episodes = own.get("takes_episodes", "forward" not in own)
+        if {"classify", "describe", "classify_described"} & own.keys():
+            cls.condenses = own.get("condenses", False)
+
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
         self.args = args
@@ -59,26 +79,6 @@ class CNN_FSHead(nn.Module):
     @staticmethod
     def add_arguments(group: Any) -> None:
         """Declares the method's own flags on an argparse group. They reach the constructor in `args`."""
-
-    @property
-    def works_on_features(self) -> bool:
-        """Whether `classify` is all that happens after the backbone, so that stored features can replace images."""
-        own = type(self)
-        return (
-            own.classify is not CNN_FSHead.classify
-            and own.forward is CNN_FSHead.forward
-            and own.get_feats is CNN_FSHead.get_feats
-        )
-
-    @property
-    def condenses(self) -> bool:
-        """Whether `describe` and `classify_described` together are `classify`, so that a test may keep descriptions."""
-        return False
-
-    @property
-    def takes_episodes(self) -> bool:
-        """Whether `forward` takes several episodes at once."""
-        return type(self).forward is CNN_FSHead.forward
 
     def encode(self, clips: Tensor) -> Tensor:
         """Clips (N, T, 3, H, W) -> what `classify` reads of each: steps (N, S, D), or maps (N, D, S, h, w)."""

@@ -116,7 +116,7 @@ def writing(path: Path, note: str = "") -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"could not write {path}: {error.strerror or error}{note}; free some space or choose another folder, "
-            "then go on with -r"
+            "then resume with -r"
         ) from error
 
 
@@ -225,11 +225,11 @@ class RunFolder:
         self._board: Any = None
         has_run = (self.path / "args.json").exists()
         if resume and not has_run:
-            raise UserError(f"nothing to go on with: {self.path} holds no args.json; leave out -r to start a new run")
+            raise UserError(f"nothing to resume: {self.path} holds no args.json; leave out -r to start a new run")
         if resume:
             return
         if has_run:
-            raise UserError(f"{self.path} already holds a run; add -r to go on with it, or give another -c")
+            raise UserError(f"{self.path} already holds a run; add -r to resume it, or give another -c")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; expected a folder to write the run to, give another -c")
         if self.path.is_dir() and any(not entry.name.endswith(".tmp") for entry in self.path.iterdir()):
@@ -314,15 +314,15 @@ class RunFolder:
             with writing(self.path / "tensorboard"):
                 self.board.add_image(name, image, tasks_done)
 
-    def open_board(self, tasks_done: int = 0) -> None:
-        """Starts TensorBoard's log; a resumed run hides the points after `tasks_done` that an earlier part has left."""
+    def open_board(self, resumed_at: int | None = None) -> None:
+        """Starts TensorBoard's log. A run that is resumed hides the points after `resumed_at` that an earlier start has
+        left; a test, None, adds to what is there."""
         from torch.utils.tensorboard import SummaryWriter  # late: importing it takes a second
 
         if self.writes:
             with writing(self.path / "tensorboard"):
-                self._board = SummaryWriter(
-                    str(self.path / "tensorboard"), purge_step=tasks_done + 1 if tasks_done else 0
-                )
+                purge_step = None if resumed_at is None else resumed_at + 1 if resumed_at else 0
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def flush_board(self) -> None:
         """Brings TensorBoard's points to the disk, so that a kill after a checkpoint loses none from before it."""

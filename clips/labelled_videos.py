@@ -253,3 +253,13 @@ def mirrored_classes(classes: Sequence[str], *, rotations: bool = True) -> list[
         itself if image == name else number.get(image)
         for itself, (name, image) in enumerate(zip(names, mirrored, strict=True))
     ]
+
+
+def mirrors_by_flag(flip: str, classes: Sequence[str]) -> list[int | None] | None:
+    """The class of each class's mirrored clips, None where they are not to be mirrored; None for all: none is."""
+    if flip == "off":
+        return None
+    if flip == "on":
+        return list(range(len(classes)))
+    mirrored = mirrored_classes(classes)
+    return mirrored if flip == "label" else [image if image == own else None for own, image in enumerate(mirrored)]

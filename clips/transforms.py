@@ -180,6 +180,17 @@ class CropPlace(NamedTuple):
 NUM_CROPS = (1, 3, 5, 10)
 
 
+def training_crop(
+    kind: str, size: int, scale_range: tuple[int, int]
+) -> ClipTransform | MultiScaleCrop | ScaleJitterCrop:
+    """A crop for training on labelled videos: multi_scale, scale_jitter (within `scale_range`), or random."""
+    if kind == "multi_scale":
+        return MultiScaleCrop(size)
+    if kind == "scale_jitter":
+        return ScaleJitterCrop(size, scale_range)
+    return ClipTransform(size, train=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewCrops:
     """Which crops of a video's frames are tested, `size` x `size` each.

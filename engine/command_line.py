@@ -1,42 +1,163 @@
-"""What the command lines of these scripts have in common."""
+"""Command lines of all programs and scripts: flags with their ranges, recipes, and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import math
+import shlex
 import sys
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from clips.frame_sources import BadVideo
 from utils import UserError
 
-WIDTH = 80  # columns of a terminal
-
-Row = list[str]
+MISTAKE, STOPPED = 2, 130  # exit codes: a user's mistake, and by the shell's custom 128 + the number of SIGINT
 
 
-def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the commands at the top of a script as they are written."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the commands at the top as they are written."""
 
 
-def exit_code(work: Callable[[], None]) -> int:
-    """Does the work of a script. A mistake of its user is printed as one sentence, with code 2."""
+class Range:
+    """The numbers that a flag takes; None leaves a side open."""
+
+    def __init__(self, least: float | None, above: float | None, most: float | None, below: float | None) -> None:
+        self.least, self.above, self.most, self.below = least, above, most, below
+
+    def holds(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"{self.least} to {self.most}"
+        low = [f"{self.least} or more"] if self.least is not None else []
+        low += [f"more than {self.above}"] if self.above is not None else []
+        high = [f"at most {self.most}"] if self.most is not None else []
+        high += [f"less than {self.below}"] if self.below is not None else []
+        return ", ".join(low + high) or "a finite number"
+
+
+class Declaring(argparse._ActionsContainer):
+    """Declares each flag with all that is known of it."""
+
+    def add_argument(
+        self,
+        *names: Any,
+        least: float | None = None,
+        above: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+        resumable: bool = False,
+        per_start: bool = False,
+        of_model: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As argparse's, with more to say.
+
+        least, above, most, below: the range of its number, or of each number of its list; floats have to be finite.
+        resumable: may be given anew when a run is resumed. per_start: belongs to one start of a program, so that a resumed
+        run or a later test does not inherit it. of_model: decides what the model is, so that a test may not change it; all
+        flags of groups that are called model or method do.
+        """
+        action: Any = super().add_argument(*names, **options)
+        action.range = Range(least, above, most, below)
+        action.resumable, action.per_start = resumable, per_start
+        action.of_model = of_model or (getattr(self, "title", None) or "").startswith(("model", "method"))
+        return action
+
+
+class FlagGroup(Declaring, argparse._ArgumentGroup):
+    """Flags under a title."""
+
+
+class Parser(Declaring, argparse.ArgumentParser):
+    """A parser whose complaints are one sentence (UserError).
+
+    recipes: `@file.args` stands for the flags in a file, several to a line; # begins a comment.
+    """
+
+    def __init__(self, description: str | None = None, *, recipes: bool = False, **options: Any) -> None:
+        settings: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+        settings |= {"fromfile_prefix_chars": "@"} if recipes else {}
+        super().__init__(description=description, **settings | options)
+
+    def add_argument_group(self, title: str | None = None, **options: Any) -> FlagGroup:  # type: ignore[override]
+        group = FlagGroup(self, title, **options)
+        self._action_groups.append(group)
+        return group
+
+    def flags(self) -> Iterator[Any]:
+        """All but --help."""
+        return (action for action in self._actions if action.dest != "help")
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        args = super().parse_args(*arguments, **options)
+        self.check_ranges(args)
+        return args
+
+    def check_ranges(self, args: argparse.Namespace) -> None:
+        """Raises UserError for a number that is out of its flag's range."""
+        for action in self.flags():
+            given = getattr(args, action.dest, None)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, (int, float)) and not action.range.holds(value):
+                    raise UserError(f"--{action.dest} is {value}: expected {action.range}")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            raise UserError(f"a recipe holds the line {arg_line!r}, which cannot be read: {error}") from error
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # `allow_abbrev=False` is about --long flags only: argparse would still take -l for -lr.
+        return [found for found in super()._get_option_tuples(option_string) if option_string.startswith(found[1])]
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see python {Path(sys.argv[0]).name} --help")
+
+
+class KeyValues(argparse.Action):
+    """key=value words as a dict; values are numbers or true/false where they read so, else text."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        pairs = {}
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not key or not equals:
+                parser.error(f"argument {option_string}: expected key=value, found '{word}'")
+            try:
+                pairs[key] = json.loads(value.lower())
+            except ValueError:
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
+
+
+def exit_code(work: Callable[[], int | None], *, after_ctrl_c: str = "stopped") -> int:
+    """Does the work of a script. Returns its exit code: a user's mistake is printed as one sentence, with code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or bars gets question marks, not a stack trace
     try:
-        work()
+        return work() or 0
     except (UserError, BadVideo) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return MISTAKE
+    except KeyboardInterrupt:
+        print(after_ctrl_c, file=sys.stderr)
+        return STOPPED
 
 
-def check_output(path: Path, flag: str, suffixes: Sequence[str]) -> None:
+def check_output(path: Path, flag: str, suffixes: Collection[str]) -> None:
     """Raises UserError, before any long work, where a file could not be written."""
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{flag} is {path}: expected a name that ends in {', '.join(suffixes)}")
@@ -44,33 +165,5 @@ def check_output(path: Path, flag: str, suffixes: Sequence[str]) -> None:
         raise UserError(f"{flag} is {path}, but there is no folder {path.absolute().parent}: make it first")
 
 
-def shown_width(text: str) -> int:
-    """Columns of a terminal that a text takes: two for wide letters of East Asian scripts."""
-    return sum(
-        2 if unicodedata.east_asian_width(letter) in "WF" else not unicodedata.combining(letter) for letter in text
-    )
-
-
-def terminal_table(table: Sequence[Row], text_columns: Sequence[int] = (0,)) -> str:
-    """Columns under a rule, those of text aligned left; what does not fit beside the first column is continued below."""
-    widths = [max(map(shown_width, column)) for column in zip(*table, strict=True)]
-    blocks, chosen = [], [0]
-    for column in range(1, len(widths)):
-        if len(chosen) > 1 and sum(widths[c] + 3 for c in [*chosen, column]) - 3 > WIDTH:
-            blocks.append(chosen)
-            chosen = [0]
-        chosen.append(column)
-    blocks.append(chosen)
-    return "\n\n".join(_terminal_block(table, columns, widths, text_columns) for columns in blocks)
-
-
-def _terminal_block(
-    table: Sequence[Row], columns: Sequence[int], widths: Sequence[int], text_columns: Sequence[int]
-) -> str:
-    lines = []
-    for row in table:
-        padding = [" " * (widths[c] - shown_width(row[c])) for c in columns]
-        cells = [row[c] + pad if c in text_columns else pad + row[c] for c, pad in zip(columns, padding, strict=True)]
-        lines.append("   ".join(cells).rstrip())
-    lines.insert(1, "─" * (sum(widths[c] + 3 for c in columns) - 3))
-    return "\n".join(lines)
+def arguments(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)

@@ -12,9 +12,9 @@ import dataclasses
 import datetime
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils import UserError
 
 Item = TypeVar("Item")
+
+
+class Closable(Protocol):
+    def close(self, *, keep: bool) -> None: ...
+
+
+Store = TypeVar("Store", bound=Closable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Processes:
         """This process's part: items rank, rank + R, rank + 2 R, ..."""
         return items[self.rank :: self.size]
 
-    def deal(self, tasks: range, batch: int, call: int) -> Iterator[Batch]:
+    def shard(self, tasks: range, batch: int, call: int) -> Iterator[Batch]:
         """The batches that `tasks` come in, `batch` tasks each, and the last what is left; calls of `call` tasks are shared."""
         for start in range(tasks.start, tasks.stop, batch):
             together = range(start, min(start + batch, tasks.stop))
@@ -89,13 +96,13 @@ class Processes:
             yield Batch(together, list(self.share(calls)))
 
     def in_order(self, shares: Sequence[Sequence[Item]]) -> list[Item]:
-        """The items that were dealt out by `share`, from the parts of all processes."""
+        """The items that `share` has given out, from the parts of all processes."""
         items = [None] * sum(map(len, shares))
         for rank, part in enumerate(shares):
             items[rank :: len(shares)] = part  # type: ignore[assignment]
         return items  # type: ignore[return-value]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits until every process is here. Raises UserError that names those which are not."""
         if self.size == 1:
             return
@@ -104,11 +111,36 @@ class Processes:
         except RuntimeError as error:
             raise self._lost(error) from error
 
+    @contextmanager
+    def shared_store(self, open_store: Callable[[], Store], *, keep: bool = False) -> Iterator[Store]:
+        """A store of rows that all processes read and write; the first makes its files and, unless `keep`, removes them.
+
+        What ends it before its time - an error, a signal - leaves what was stored, for a later start to continue with.
+        """
+        if not self.is_first:
+            self.barrier()  # the first makes its files
+        store = open_store()
+        if self.is_first:
+            self.barrier()
+        self.barrier()  # none writes before all have seen the same rows
+        try:
+            yield store
+        except GeneratorExit:
+            pass  # training ended before its tasks did
+        except BaseException:
+            store.close(keep=True)
+            raise
+        if not self.is_first:
+            store.close(keep=True)
+        self.barrier()  # nobody reads any more
+        if self.is_first:
+            store.close(keep=keep)
+
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every process, in the order of ranks, in every process. Raises UserError as `meet` does."""
+        """`value` of every process, in the order of ranks, in every process. Raises UserError as `barrier` does."""
         if self.size == 1:
             return [value]
-        self.meet()
+        self.barrier()
         values: list[Any] = [None] * self.size
         try:
             dist.all_gather_object(values, value, group=self.values)
@@ -144,7 +176,7 @@ class Processes:
         except RuntimeError as error:
             raise self._lost(error) from error
 
-    def align(self, module: nn.Module) -> None:
+    def broadcast(self, module: nn.Module) -> None:
         """Gives every process the weights and buffers of the first."""
         if self.size > 1:
             for tensor in [*module.parameters(), *module.buffers()]:
@@ -155,7 +187,7 @@ class Processes:
         who = f"rank {named[1].strip(' ,')}" if named else "another rank"
         return UserError(
             f"{who} of {self.size} did not answer rank {self.rank} within {self.timeout.total_seconds():.0f} s or has "
-            f"died ({_first_line(error)}): look at its own last lines; go on from the last checkpoint with -r"
+            f"died ({_first_line(error)}): look at its own last lines; resume from the last checkpoint with -r"
         )
 
     def close(self) -> None:

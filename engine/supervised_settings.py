@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backbones import Backbone, build_backbone
 from backbones.recogniser import LAYER_RATES, Recogniser
 from clips.frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
@@ -16,18 +14,16 @@ from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos
 from clips.list_files import FORMS, read_class_names
 from clips.transforms import NUM_CROPS
 from clips.video_split import FORMATS, Split
+from engine.command_line import Parser
 from engine.flags import (
-    BEST,
-    FINAL,
-    LATEST,
-    MAY_CHANGE,
+    PIXELS,
     add_backbone_flags,
+    add_clip_flags,
+    add_optimiser_flags,
     add_run_flags,
     add_speed_flags,
     check_common,
-    check_numbers,
-    find_checkpoint,
-    new_parser,
+    check_test_model,
     parse_run,
 )
 from utils import UserError
@@ -41,65 +37,70 @@ DATASET_FLAGS = ("dataset", "format")
 LIST_FLAGS = ("train_list", "val_list", "test_list", "root", "list_form", "list_separator", "first_label", "multi_label",
               "class_names")  # fmt: skip
 
-MAY_CHANGE_ON_RESUME = MAY_CHANGE | {
-    "epochs", "val_freq", "train_list", "val_list", "test_list", "root", "test_on", "num_clips", "num_crops", "clips",
-    "short_side", "crop_size", "views_per_call", "fusion", "clips_per_call",
-}  # fmt: skip
 
-
-def build_parser(*, add_help: bool = True, description: str | None = None) -> argparse.ArgumentParser:
-    parser = new_parser(description=description, add_help=add_help)
-    parser.add_argument("--list", action="store_true", help="print backbones with their sizes, and stop")
+def build_parser(*, description: str | None = None) -> Parser:
+    parser = Parser(description, recipes=True)
     add_run_flags(parser, unit="step", print_freq=20, save_freq=1000)
 
     group = add_speed_flags(parser)
     group.add_argument(
-        "--clips_per_call", type=int, default=0,
+        "--clips_per_call", type=int, default=0, least=0, resumable=True,
         help="pass no more of a batch's clips than these through the network at a time, and add up their gradients: the same "
         "as with so many more processes, also for batch norms in training, which see one portion. 0: a process's whole share",
     )  # fmt: skip
     group.add_argument(
-        "--views_per_call",
-        type=int,
-        default=32,
+        "--views_per_call", type=int, default=32, least=1, resumable=True,
         help="test views that pass through the network at a time, of any videos",
-    )
+    )  # fmt: skip
 
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", help="folder with {train,val,test}/<class>/<video>, as run.py takes it")
     group.add_argument(
-        "--format", choices=["auto", *FORMATS], default="auto", help="how the data set is stored; auto: looks"
+        "--dataset", resumable=True, help="folder with {train,val,test}/<class>/<video>, as run.py takes it"
     )
+    group.add_argument(
+        "--format", choices=["auto", *FORMATS], default="auto", resumable=True,
+        help="how the data set is stored; auto: looks",
+    )  # fmt: skip
     for split in ("train", "val", "test"):
-        group.add_argument(f"--{split}_list", metavar="FILE", help=f"a list of {split} videos, in place of --dataset")
-    group.add_argument("--root", help="the folder that the paths in lists start from")
+        group.add_argument(
+            f"--{split}_list", metavar="FILE", resumable=True, help=f"a list of {split} videos, in place of --dataset"
+        )
+    group.add_argument("--root", resumable=True, help="the folder that the paths in lists start from")
     group.add_argument(
         "--list_form", choices=FORMS, default="frames",
         help="of a list's lines: frames: folder, number of frames, label; video: file, label; ranges: folder, first frame, "
         "last frame, label; unlabelled: folder, first frame, last frame",
     )  # fmt: skip
     group.add_argument("--list_separator", default=" ", metavar="S", help="between a line's columns; ' ': any blanks")
-    group.add_argument("--first_label", type=int, default=0, help="the number that lists give the first class")
+    group.add_argument("--first_label", type=int, default=0, least=0, help="the number that lists give the first class")
     group.add_argument("--multi_label", action="store_true", help="videos have any number of labels in lists")
     group.add_argument("--class_names", metavar="FILE", help="names of the classes of lists, one per line")
-    group.add_argument("--seq_len", type=int, default=8, help="frames of a clip, with the neighbours that LSNet, TDN and "
-                       "MSN take: TDN with 8 segments has 40")  # fmt: skip
+    add_clip_flags(
+        group,
+        seq_len="frames of a clip, with the neighbours that LSNet, TDN and MSN take: TDN with 8 segments has 40",
+        skip="take another in training and leave it out in tests",
+    )
     group.add_argument(
         "--sampling", choices=CLIP_SAMPLINGS, default="tsm",
         help="which frames: tsm: one of each segment; study: the same frames of each segment; tdn: windows that stay in the "
         "video; tsm_dense, study_dense: a run of frames",
     )  # fmt: skip
-    group.add_argument("--interval", type=int, default=0, help="frames left out between neighbours (LSNet, TDN, MSN)")
-    group.add_argument("--frames_per_group", type=int, default=1, help="frames of a segment, with --sampling study")
-    group.add_argument("--stride", type=int, default=1, help="frames from one to the next, with --sampling study_dense")
-    group.add_argument("--img_size", type=int, help="side of the square input, pixels; unset: the backbone's own (224)")
+    group.add_argument(
+        "--interval", type=int, default=0, least=0, help="frames left out between neighbours (LSNet, TDN, MSN)"
+    )
+    group.add_argument(
+        "--frames_per_group", type=int, default=1, least=1, help="frames of a segment, with --sampling study"
+    )
+    group.add_argument(
+        "--stride", type=int, default=1, least=1, help="frames from one to the next, with --sampling study_dense"
+    )
     group.add_argument(
         "--crop", choices=CROPS, default="multi_scale",
         help="of training clips: multi_scale: a random part, resized (TSN, TSM, study v1); scale_jitter: resized at random, "
         "then cropped (study v2); random: as run.py's",
     )  # fmt: skip
     group.add_argument(
-        "--scale_range", type=int, nargs=2, default=[256, 320], metavar=("LOW", "HIGH"),
+        "--scale_range", nargs=2, default=[256, 320], metavar=("LOW", "HIGH"), **PIXELS,
         help="pixels of the shorter side, with --crop scale_jitter",
     )  # fmt: skip
     group.add_argument(
@@ -107,65 +108,74 @@ def build_parser(*, add_help: bool = True, description: str | None = None) -> ar
         help="mirror training clips half of the time; auto: only classes whose name has no left or right in it; label: also "
         "those, with the label of their mirror image",
     )  # fmt: skip
-    group.add_argument(
-        "--normalise",
-        choices=["backbone", "none"],
-        default="backbone",
-        help="pixel statistics of the backbone, or none",
-    )
-    group.add_argument(
-        "--on_bad_video", choices=["error", "skip"], default="error",
-        help="stop at a video that cannot be read, or take another in training, leave it out in tests, and say so",
-    )  # fmt: skip
 
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=50, help="0: test as initialised")
-    group.add_argument("--batch_size", "-b", type=int, default=64, help="clips of an optimiser step, of all processes")
-    group.add_argument("--learning_rate", "-lr", type=float, default=0.01, help="at the start, after warm-up")
+    group.add_argument("--epochs", type=int, default=50, least=0, resumable=True, help="0: test as initialised")
+    group.add_argument(
+        "--batch_size", "-b", type=int, default=64, least=1, help="clips of an optimiser step, of all processes"
+    )
+    add_optimiser_flags(group, learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
     group.add_argument("--lr_type", choices=SCHEDULES, default="step", help="how the rate falls from epoch to epoch")
     group.add_argument(
-        "--lr_steps", type=float, nargs="+", default=[20, 40], help="epochs after which it falls to a tenth, with step"
+        "--lr_steps", type=float, nargs="+", default=[20, 40], above=0,
+        help="epochs after which it falls to a tenth, with step",
+    )  # fmt: skip
+    group.add_argument(
+        "--warmup_epochs", type=float, default=0, least=0, help="in which it rises evenly from 0, step by step"
     )
-    group.add_argument("--warmup_epochs", type=float, default=0, help="in which it rises evenly from 0, step by step")
-    group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
-    group.add_argument("--weight_decay", "--wd", type=float, default=5e-4, help="L2 penalty")
     group.add_argument(
         "--layer_rates", choices=LAYER_RATES, default="uniform",
         help="uniform; tsm: biases learn twice as fast, they and batch norms do not decay; tsm_fc5: and the classifier "
         "learns five times as fast",
     )  # fmt: skip
     group.add_argument(
-        "--clip_gradient", "--gd", type=float, default=0, help="shorten longer gradients to this norm; 0: never"
-    )
-    group.add_argument(
         "--bn", choices=["train", "partial", "frozen", "sync"], default="train",
         help="batch norms: statistics of each process's clips; only the first is trained (TSN's fine-tuning); the stored "
         "ones throughout; or of the clips of all processes",
     )  # fmt: skip
-    group.add_argument("--dropout", type=float, default=0.5, help="before the classifier")
-    group.add_argument("--label_smoothing", type=float, default=0.0, help="share of the target spread over all classes")
-    group.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mix pairs of clips, share by Beta(ALPHA, "
-                       "ALPHA) (Zhang et al., ICLR 2018); 0: never")  # fmt: skip
-    group.add_argument("--tune_from", metavar="CHECKPOINT", help="start from this recogniser, with a new classifier where "
-                       "its classes are others")  # fmt: skip
-    group.add_argument("--val_freq", type=int, default=1, help="validate every so many epochs; 0: never")
+    group.add_argument("--dropout", type=float, default=0.5, least=0, below=1, help="before the classifier")
+    group.add_argument(
+        "--label_smoothing", type=float, default=0.0, least=0, below=1,
+        help="share of the target spread over all classes",
+    )  # fmt: skip
+    group.add_argument(
+        "--mixup", type=float, default=0.0, least=0, metavar="ALPHA",
+        help="mix pairs of clips, share by Beta(ALPHA, ALPHA) (Zhang et al., ICLR 2018); 0: never",
+    )  # fmt: skip
+    group.add_argument(
+        "--tune_from", metavar="CHECKPOINT",
+        help="start from this recogniser, with a new classifier where its classes are others",
+    )  # fmt: skip
+    group.add_argument(
+        "--val_freq", type=int, default=1, least=0, resumable=True, help="validate every so many epochs; 0: never"
+    )
 
     group = parser.add_argument_group("test")
     group.add_argument(
-        "--test_on", choices=["test", "val"],
+        "--test_on", choices=["test", "val"], resumable=True,
         help="unset: the test videos where there are any, else val, and then the final model, which val has not chosen",
     )  # fmt: skip
-    group.add_argument("--num_clips", type=int, default=1, help="clips of a test video, at different times")
-    group.add_argument("--num_crops", type=int, choices=NUM_CROPS, default=1, help="of each: 1 centre, 3 along the longer "
-                       "side, 5 corners and centre, 10 with their mirror images")  # fmt: skip
     group.add_argument(
-        "--clips", choices=["fixed", "random"], default="fixed",
+        "--num_clips", type=int, default=1, least=1, most=1000, resumable=True,
+        help="clips of a test video, at different times",
+    )  # fmt: skip
+    group.add_argument(
+        "--num_crops", type=int, choices=NUM_CROPS, default=1, resumable=True,
+        help="of each: 1 centre, 3 along the longer side, 5 corners and centre, 10 with their mirror images",
+    )  # fmt: skip
+    group.add_argument(
+        "--clips", choices=["fixed", "random"], default="fixed", resumable=True,
         help="of tests: always the same, or drawn as in training, the same again with the same seed",
     )  # fmt: skip
-    group.add_argument("--crop_size", type=int, help="side of test crops, pixels; unset: as --img_size")
-    group.add_argument("--short_side", type=int, help="frames are resized to this before; unset: 8/7 of the crop")
-    group.add_argument("--fusion", choices=FUSIONS, default="logits", help="what is averaged over the views of a video")
+    group.add_argument("--crop_size", resumable=True, **PIXELS, help="side of test crops, pixels; unset: as --img_size")
+    group.add_argument(
+        "--short_side", resumable=True, **PIXELS, help="frames are resized to this before; unset: 8/7 of the crop"
+    )
+    group.add_argument(
+        "--fusion", choices=FUSIONS, default="logits", resumable=True,
+        help="what is averaged over the views of a video",
+    )  # fmt: skip
 
     group = parser.add_argument_group("model")
     add_backbone_flags(group, default="tsm_resnet50")
@@ -175,7 +185,7 @@ def build_parser(*, add_help: bool = True, description: str | None = None) -> ar
 def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags."""
 
-    def parser_for(early: argparse.Namespace, saved: dict[str, Any]) -> argparse.ArgumentParser:
+    def parser_of(early: argparse.Namespace, saved: dict[str, Any]) -> Parser:
         if saved and "lr_type" not in saved:
             raise UserError("that run or checkpoint is of run.py, few-shot: expected one of run_supervised.py")
         lists_given = any(getattr(early, f"{split}_list") for split in ("train", "val", "test"))
@@ -185,28 +195,16 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
             saved.pop(name, None)
         return build_parser(description=description)
 
-    args = parse_run(argv, build_parser(add_help=False), parser_for, MAY_CHANGE_ON_RESUME, also_fixed={"seq_len"})
+    decisive = ["--dataset", "--train_list", "--val_list", "--test_list"]
+    args = parse_run(argv, parser_of, decisive=decisive)
     if not args.list:
         check_args(args)
     return args
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raises UserError for values that no run can use and flags that contradict each other."""
-    at_least_one = ("seq_len", "batch_size", "print_freq", "num_gpus", "views_per_call", "num_clips", "stride",
-                    "frames_per_group")  # fmt: skip
-    at_least_zero = ("epochs", "save_freq", "num_workers", "seed", "momentum", "weight_decay", "frames_per_call",
-                     "clips_per_call", "interval", "warmup_epochs", "clip_gradient", "mixup", "val_freq")  # fmt: skip
-    check_numbers(args, at_least_one, at_least_zero)
+    """Raises UserError for flags that contradict each other."""
     check_common(args)
-    for name in ("dropout", "label_smoothing"):
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: expected 0 or more, and less than 1")
-    for name in ("img_size", "crop_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 16:
-            raise UserError(f"--{name} is {getattr(args, name)}: expected 16 pixels or more")
-    if not args.learning_rate > 0:
-        raise UserError(f"--learning_rate is {args.learning_rate}: expected a positive number")
     if args.warmup_epochs > args.epochs > 0:
         raise UserError(f"--warmup_epochs is {args.warmup_epochs}, of {args.epochs} epochs: give fewer")
     if args.nesterov and not args.momentum:
@@ -228,14 +226,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("expected either --dataset, a folder of classes, or --train_list, --val_list and --test_list")
     if has_lists and not args.root:
         raise UserError("lists name videos from a folder on: give it with --root")
-    parser = build_parser(add_help=False)
+    defaults = {action.dest: action.default for action in build_parser().flags()}
     for name in ("format",) if has_lists else LIST_FLAGS:
-        if getattr(args, name) != parser.get_default(name):
+        if getattr(args, name) != defaults[name]:
             raise UserError(f"--{name} is for {'--dataset' if has_lists else 'lists of videos'}: leave it out")
-    if args.test_model_name and not args.test_only:
-        validates = args.epochs and args.val_freq and has_split(args, "val")
-        if args.test_model_name not in {LATEST, FINAL, *([BEST] if validates else [])}:
-            find_checkpoint(Path(args.checkpoint_dir), args.test_model_name)
+    check_test_model(args, validates=bool(args.epochs and args.val_freq and has_split(args, "val")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,6 +284,4 @@ def build_recogniser(args: argparse.Namespace, num_classes: int, *, load_pretrai
         **args.backbone_options,
     )
     backbone.set_passes(frames_per_call=args.frames_per_call, recompute=args.checkpoint_activations)
-    if args.num_gpus > 1:
-        backbone.clip_pass.devices = [torch.device("cuda", number) for number in range(args.num_gpus)]
     return Recogniser(backbone, num_classes, dropout=args.dropout, bn=args.bn)

@@ -1,200 +1,38 @@
-"""What the programs that train have in common: device and number formats, optimiser steps, how a run is stopped, how it ends.
-
-Letters: R processes of a job.
-"""
+"""`Training`: what every training does alike - how it starts, steps, validates, saves, resumes and ends."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
-import os
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from clips.frame_sources import BadVideo
-from engine.processes import Processes
-from utils import LATEST, LOG_COLUMNS, RunFolder, UserError, load_checkpoint, save_checkpoint
-
-STOPPED, TERMINATED = 130, 143  # exit codes by the shell's custom: 128 + the signal's number
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def keep_freed_memory() -> None:
-    """Lets a process on a CPU keep the memory that tensors leave, unless its environment says how malloc is to behave.
-
-    glibc gives large pieces back, and the system fills their pages with zeros for the next tensor: up to a quarter of a
-    training step. Other C libraries are left alone. Called before the first tensor, for GPUs it does nothing.
-    """
-    told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and not told and not torch.cuda.is_available():
-        trim_threshold, mmap_max = -1, -4  # parameters of mallopt, from malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
-
-
-def use_channels_last(model: nn.Module) -> None:
-    """Stores convolution weights channels-last: frames arrive that way, and convolutions are faster on it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in model.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
-
-
-def use_tf32(allowed: bool) -> None:
-    """Whether GPUs may round the factors of float32 products to 10 bits, several times faster; CPUs never do."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The number format of networks: fp32 leaves it as it is."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
-
-
-class Steps:
-    """Optimiser steps of all processes together, with loss scaling where half precision needs it.
-
-    Each process adds its gradients by `backward`; `take` sums them over the processes. A parameter group may have an
-    "lr_mult", a factor on the learning rate. clip_norm: gradients longer than this are shortened to it; 0: never.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, processes: Processes, *, precision: str, clip_norm: float = 0.0
-    ) -> None:
-        self.optimizer = optimizer
-        self.processes = processes
-        self.clip_norm = clip_norm
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
-
-    def take(self, learning_rate: float) -> None:
-        self.processes.add_gradients(self.parameters)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        if self.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Being stopped
-
-
-class Terminated(Exception):
-    """The machine is wanted for something else: a SIGTERM came, and what has to be kept is kept."""
-
-
-class Termination:
-    """Catches SIGTERM, which schedulers send some time before they take the machine away.
-
-    It ends what is going on by `Terminated`; within `deferred` only `asked` says that it came, until processes agree.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._deferred = False
-
-    def __enter__(self) -> Termination:
-        self._earlier = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._earlier)
-
-    def _handle(self, *_: object) -> None:
-        self.asked = True
-        if not self._deferred:
-            raise Terminated
-
-    def deferred(self) -> contextlib.AbstractContextManager[None]:
-        return self._set(deferred=True)
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Undoes `deferred` for something long that need not end."""
-        with self._set(deferred=False):
-            if self.asked:
-                raise Terminated
-            yield
-
-    @contextlib.contextmanager
-    def _set(self, *, deferred: bool) -> Iterator[None]:
-        before, self._deferred = self._deferred, deferred
-        try:
-            yield
-        finally:
-            self._deferred = before
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Looking at a step
-
-
-class StepProfile:
-    """Profiles one optimiser step, the second of a start, by torch.profiler into a folder; None: profiles nothing.
-
-    The folder gets a trace for Perfetto, chrome://tracing or TensorBoard; `table` says which operations took the time.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.table = ""
-        self._steps = 0
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the step that just ended was profiled."""
-        return self.folder is not None and self._steps == 2
-
-    @contextlib.contextmanager
-    def around_step(self) -> Iterator[None]:
-        self._steps += 1
-        if not self.is_new:
-            yield
-            return
-        with torch.profiler.profile(record_shapes=True, profile_memory=True) as profile:
-            yield
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        profile.export_chrome_trace(str(self.folder / "step.pt.trace.json"))
-        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        self.table = profile.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=50)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a training is
+from clips.transforms import InputSpec
+from engine.devices import autocast, use_channels_last, use_tf32
+from engine.flags import find_checkpoint
+from engine.processes import Processes, synchronise_batch_norms
+from engine.steps import StepProfile, Steps
+from engine.stopping import Terminated, Termination
+from utils import (
+    BEST,
+    FINAL,
+    LATEST,
+    LOG_COLUMNS,
+    RunFolder,
+    UserError,
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+    seed_everything,
+)
 
 
 def load_model_state(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
@@ -206,19 +44,63 @@ def load_model_state(model: nn.Module, checkpoint: dict[str, Any], path: Path) -
         raise UserError(f"{path} does not fit the model: {reason}; give the settings it was trained with") from error
 
 
-class Training:
-    """Settings, run folder, processes and device of a training, and the checkpoints that it writes and goes on from.
+def input_spec_of(backbone: Any, args: argparse.Namespace) -> InputSpec:
+    """What frames must be like: the backbone's own spec, with the size and normalisation that the flags ask for."""
+    spec: InputSpec = backbone.input_spec
+    if args.normalise == "none":
+        spec = spec.unnormalised()
+    return dataclasses.replace(spec, size=args.img_size or spec.size, frames=args.seq_len)
 
-    A subclass makes `model`, `input_spec`, `steps`, `progress` (a dataclass with `rows_size`) and says what it `opened`.
-    `unit` is what it counts, `columns` are those of its log.csv.
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: all of it is in every checkpoint, which is written between optimiser steps.
+
+    A subclass adds its two counters, and says which they are by `done` and `mark_best`.
+    """
+
+    window: list[list[float]] = dataclasses.field(default_factory=list)  # what the next row of log.csv is the mean of
+    validations: list[list[float]] = dataclasses.field(default_factory=list)  # [done, accuracy, ...] of each
+    validation_due: bool = False  # the next thing to do
+    best_accuracy: float = -1.0
+    rows_size: int = 0  # bytes of log.csv that belong to what is done
+
+    @property
+    def done(self) -> int:
+        raise NotImplementedError
+
+    def mark_best(self) -> None:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a validation found. Accuracy and its interval in percent; columns: more of its row in log.csv."""
+
+    split: str
+    accuracy: float
+    sentence: str
+    ci95: float | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Training:
+    """A model in training, in its run folder, on this process of a job.
+
+    A subclass says what is trained on what: `open_splits`, `build_model`, `prepare_data`, `build_optimizer`, `train`,
+    `validate`, `test`. `unit` is what it counts, up to the number that `length_flag` gives; `columns` are those of its
+    log.csv; `stores` is the folder for what an evaluation keeps until it is done.
     """
 
     unit = "task"
+    length_flag = "-i"
     columns: Sequence[str] = LOG_COLUMNS
-    model: nn.Module
-    input_spec: Any
-    steps: Steps
+    stores = "features"
+    progress_type: type[Progress] = Progress
+    model: Any
     progress: Any
+    splits: Mapping[str, Any]
+    """Videos by role (train, val, test), each with a `fingerprint` and a `root`."""
 
     def __init__(
         self,
@@ -236,14 +118,208 @@ class Training:
         self.left_out: set[str] = set()  # messages about unreadable videos, each logged once
         self.seconds = np.zeros(2)  # spent on data and on computing since the last row
         self.checkpoint = self.starting_checkpoint()
+        self.progress = self.progress_type()
 
-    def opened(self) -> Mapping[str, Any]:
-        """The videos of each split, each with a `fingerprint` and a `root`."""
+        self.splits = self.open_splits()  # first: what is missing is said before weights are loaded or downloaded
+        seed_everything(args.seed)
+        use_tf32(not args.no_tf32)
+        self.model = self.build_model()
+        self.input_spec = input_spec_of(self.model.backbone, args)
+        self.prepare_data()
+        self.place_model()
+        self.steps = Steps(
+            self.build_optimizer(), self.processes, precision=args.precision, clip_norm=args.clip_gradient
+        )
+        self.profile = StepProfile(run.path / "profile" if args.profile and run.writes else None)
+        if self.checkpoint is not None:
+            self.restore(self.checkpoint)
+        self.processes.broadcast(self.model)
+
+    # What a subclass says --------------------------------------------------------------------------------------------
+
+    def open_splits(self) -> Mapping[str, Any]:
         raise NotImplementedError
 
-    def learn(self) -> None:
-        """Trains and tests."""
+    def build_model(self) -> nn.Module:
+        """The model, with a `backbone`, on the CPU."""
         raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Makes data sets of the splits, for the model's `input_spec`."""
+        raise NotImplementedError
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+    def check_equal_shares(self) -> None:
+        """Raises UserError where processes whose batch norms wait for each other would make unequal numbers of calls."""
+
+    def distribute_model(self) -> None:
+        """Spreads the model over the GPUs of this process."""
+        raise NotImplementedError
+
+    def validate(self) -> Validation:
+        raise NotImplementedError
+
+    def has_trained(self) -> bool:
+        """Whether the asked training is done."""
+        raise NotImplementedError
+
+    # Start -----------------------------------------------------------------------------------------------------------
+
+    def starting_checkpoint(self) -> dict[str, Any] | None:
+        """What a resumed run continues from, or a test takes its weights from; None for a new run."""
+        if self.args.test_only:
+            return load_checkpoint(Path(self.args.test_model_name))
+        path = self.run.path / LATEST
+        if not self.args.resume_from_checkpoint:
+            return None
+        if not path.exists():
+            self.run.log(f"the run was stopped before its first checkpoint: it starts again from {self.unit} 0")
+            self.run.rewind_rows(0)
+            return None
+        return load_checkpoint(path)
+
+    def place_model(self) -> None:
+        """Brings the model where and into the form in which it will be used."""
+        use_channels_last(self.model)
+        self.model.to(self.device)
+        if self.args.num_gpus > 1:
+            self.distribute_model()
+        if self.args.bn == "sync":
+            self.check_equal_shares()
+            synchronise_batch_norms(self.model)
+        if self.args.compile:
+            self.model.backbone.compile_passes()
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Loads a checkpoint; only its weights are used when testing."""
+        load_model_state(self.model, checkpoint, Path(self.args.test_model_name or self.run.path / LATEST))
+        if self.args.test_only:
+            return
+        for role in checkpoint["splits"].keys() & self.splits.keys() - {"test"}:
+            if self.splits[role].fingerprint != checkpoint["splits"][role]:
+                raise UserError(
+                    f"the videos of {self.splits[role].root} are not those this run was started on: restore them to resume "
+                    "it, or start a new run with another -c"
+                )
+        self.progress = self.progress_type(**checkpoint["progress"])
+        self.steps.load_state_dict(checkpoint)
+        self.run.rewind_rows(self.progress.rows_size)
+        self.run.log(f"resuming after {self.progress.done} {self.unit}s")
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def stepping(self, total: int) -> Iterator[tqdm[Any]]:
+        """Around the loop over optimiser steps: a progress bar; a SIGTERM waits for the end of the step that it meets."""
+        self.model.train()
+        with self.bar(total, "train", initial=self.progress.done) as bar, self.termination.deferred():
+            if self.progress.validation_due:
+                self.validate_and_save()
+            yield bar
+
+    def finish_step(self, *, save: bool, validate: bool) -> None:
+        """After an optimiser step: saves and validates where that is due, and ends the run where the processes agreed to.
+
+        Before a validation nothing is saved, since it saves when it is done: a run that is killed in it does it again.
+        """
+        self.progress.validation_due = validate
+        if self.ending or (save and not validate):
+            self.save(LATEST)
+        if self.ending:
+            raise Terminated
+        if self.profile.is_new:
+            self.run.log(f"profile of one step in {self.profile.folder}:\n{self.profile.table}")
+        if validate:
+            self.validate_and_save()
+
+    def validate_and_save(self) -> None:
+        """Validates, keeps the model if it is the best so far, and saves."""
+        try:
+            with self.termination.at_once():
+                found = self.validate()
+        except (Terminated, UserError):
+            if self.termination.asked:  # also where another process has ended before this one heard of it
+                self.save(LATEST)
+                raise Terminated from None
+            raise
+        progress, done = self.progress, self.progress.done
+        progress.validation_due = False
+        figures = {"accuracy": found.accuracy} | ({} if found.ci95 is None else {"ci95": found.ci95})
+        progress.validations.append([done, *figures.values()])
+        is_best = found.accuracy > progress.best_accuracy
+        if is_best:
+            progress.best_accuracy = found.accuracy
+            progress.mark_best()
+        exact = {name: repr(figure) for name, figure in figures.items()}
+        self.run.row(**{f"{self.unit}s": done}, split=found.split, **exact, **found.columns)
+        self.run.log(f"{found.sentence}{', the best so far' if is_best else ''}")
+        self.run.scalars(done, **{f"{found.split}__{name}": figure for name, figure in figures.items()})
+        if is_best:
+            self.save(BEST)
+        self.save(LATEST)
+        self.model.train()
+
+    # End -------------------------------------------------------------------------------------------------------------
+
+    def is_finished(self) -> bool:
+        """Whether a resumed run has nothing left to do, and says so."""
+        is_resumed = self.args.resume_from_checkpoint and (self.run.path / FINAL).exists()
+        if not (is_resumed and self.has_trained() and self.has_results()):
+            return False
+        self.run.log(
+            f"this run is finished ({self.progress.done} {self.unit}s): raise {self.length_flag} to train on, or use "
+            "--test_only"
+        )
+        return True
+
+    def has_results(self) -> bool:
+        """Whether a test was done; a results.json that cannot be read is none."""
+        path = self.run.path / "results.json"
+        if not path.exists():
+            return False
+        try:
+            return isinstance(read_json(path), dict)
+        except UserError as error:
+            self.run.log(f"{error}; the test is done again")
+            return False
+
+    def save_final(self) -> Path:
+        """Saves the trained model. Returns the checkpoint to test: what validation chose, or the final one."""
+        self.save(LATEST)
+        self.save(FINAL)
+        if self.termination.asked:  # too late for the last step to see it
+            raise Terminated
+        self.processes.barrier()  # the files that a test needs are there
+        return find_checkpoint(self.run.path, self.args.test_model_name or self.test_model_by_default())
+
+    def test_model_by_default(self) -> str | None:
+        """The checkpoint to test; None: the best on validation, else the final one."""
+        return None
+
+    def remove_stores(self) -> None:
+        """Removes what an evaluation that was stopped may have left."""
+        if self.run.writes:
+            shutil.rmtree(self.run.path / self.stores, ignore_errors=True)
+
+    # Throughout ------------------------------------------------------------------------------------------------------
+
+    def save(self, name: str, **more: Any) -> None:
+        """Everything that an exact continuation needs, under a name in the run folder."""
+        self.progress.rows_size = self.run.rows_size()
+        self.run.flush_board()
+        content = {
+            "args": vars(self.args),
+            "progress": dataclasses.asdict(self.progress),
+            "input_spec": dataclasses.asdict(self.input_spec),
+            "splits": {role: videos.fingerprint for role, videos in self.splits.items()},
+            "model": self.model.state_dict(),
+            **self.steps.state_dict(),
+            **more,
+        }
+        if self.run.writes:
+            save_checkpoint(self.run.path / name, content)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, self.args.precision)
@@ -258,84 +334,3 @@ class Training:
         """A progress bar of the first process, where there is a terminal."""
         hidden = None if self.run.writes else True
         return tqdm(total=total, desc=what, unit=unit or self.unit, disable=hidden, **options)
-
-    def starting_checkpoint(self) -> dict[str, Any] | None:
-        """What a resumed run goes on from, or a test takes its weights from; None for a new run."""
-        if self.args.test_only:
-            return load_checkpoint(Path(self.args.test_model_name))
-        path = self.run.path / LATEST
-        if not self.args.resume_from_checkpoint:
-            return None
-        if not path.exists():
-            self.run.log(f"the run was stopped before its first checkpoint: it starts again from {self.unit} 0")
-            self.run.rewind_rows(0)
-            return None
-        return load_checkpoint(path)
-
-    def save(self, name: str, **more: Any) -> None:
-        """Everything that an exact continuation needs, under a name in the run folder."""
-        self.progress.rows_size = self.run.rows_size()
-        self.run.flush_board()
-        content = {
-            "args": vars(self.args),
-            "progress": dataclasses.asdict(self.progress),
-            "input_spec": dataclasses.asdict(self.input_spec),
-            "splits": {name: videos.fingerprint for name, videos in self.opened().items()},
-            "model": self.model.state_dict(),
-            **self.steps.state_dict(),
-            **more,
-        }
-        if self.run.writes:
-            save_checkpoint(self.run.path / name, content)
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up a checkpoint; only its weights are used when testing."""
-        load_model_state(self.model, checkpoint, Path(self.args.test_model_name or self.run.path / LATEST))
-        if self.args.test_only:
-            return
-        videos = self.opened()
-        for name in checkpoint["splits"].keys() & videos.keys() - {"test"}:
-            if videos[name].fingerprint != checkpoint["splits"][name]:
-                raise UserError(
-                    f"the videos of {videos[name].root} are not those this run was started on: restore them to go on, or "
-                    "start a new run with another -c"
-                )
-        self.progress = type(self.progress)(**checkpoint["progress"])
-        self.steps.load_state_dict(checkpoint)
-        self.run.rewind_rows(self.progress.rows_size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The frame of a program
-
-
-def exit_code_of(program: Callable[[], None], rank: int = 0) -> int:
-    """Runs a program to its end: 0, 2 after one sentence about a user's mistake, or 128 + the signal that stopped it."""
-    try:
-        program()
-        return 0
-    except torch.OutOfMemoryError as error:
-        return _say(
-            f"the GPU's memory is full ({str(error).partition('. ')[0]}): use --precision bf16, --checkpoint_activations, "
-            "--frames_per_call with --bn frozen, or fewer frames, pixels or queries",
-            rank,
-        )
-    except (UserError, BadVideo) as error:
-        return _say(str(error), rank)
-    except KeyboardInterrupt:
-        print("stopped; go on from the last checkpoint with -r", file=sys.stderr)
-        return STOPPED
-    except Terminated:
-        if rank == 0:
-            print("terminated; go on from the last checkpoint with -r", file=sys.stderr)
-        return TERMINATED
-
-
-def _say(sentence: str, rank: int) -> int:
-    if rank > 0:
-        # A mistake that all processes meet is told by the first: then torchrun ends this one while it waits.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(2)
-        sentence = f"{sentence} (rank {rank})"
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
-    return 2

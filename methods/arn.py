@@ -323,6 +323,9 @@ class CNN_ARN(CNN_FSHead):
     """
 
     reads = "maps"
+    works_on_features = True  # what `forward` does beside `classify` happens in training only
+    takes_episodes = True
+    condenses = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -444,22 +447,6 @@ class CNN_ARN(CNN_FSHead):
                 f"--arn_gamma aligns {self.augmentation.seen_by} attention with --arn_selfsup {args.arn_selfsup}, which "
                 f"--arn_variant {args.arn_variant} lacks: give sa_ta, or leave --arn_gamma out"
             )
-
-    @property
-    def works_on_features(self) -> bool:
-        """As of every method: what `forward` does beside `classify` happens in training only."""
-        own = type(self)
-        return own.forward is CNN_ARN.forward and own.get_feats is CNN_FSHead.get_feats
-
-    @property
-    def takes_episodes(self) -> bool:
-        return type(self).forward is CNN_ARN.forward
-
-    @property
-    def condenses(self) -> bool:
-        own = type(self)
-        parts = ("classify", "compare", "describe", "classify_described")
-        return all(getattr(own, part) is getattr(CNN_ARN, part) for part in parts)
 
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
         """Maps (B, N, D, S, h, w), labels (B, N), maps (B, Q, D, S, h, w) -> logits (B, Q, K); scores are their sigmoid."""

@@ -6,11 +6,14 @@ Letters: T frames, H W pixels, K way.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
 
 from results.report import LIGHT, SERIES
 from utils import atomic_write
@@ -100,3 +103,10 @@ def bare(axes: Axes) -> None:
     """Takes away ticks and frame."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+def episode_picture(task: Mapping[str, Any], clips: int = 6) -> Tensor:
+    """The first support and target clips as film strips, one a row: uint8 (3, height, width)."""
+    frames = len(task["support_set"]) // len(task["support_labels"])
+    strips = torch.cat([task["support_set"][: clips // 2 * frames], task["target_set"][: clips // 2 * frames]])
+    return rearrange(strips, "(n t) c h w -> c (n h) (t w)", t=frames)

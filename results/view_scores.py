@@ -199,3 +199,15 @@ def save_predictions(
         rows.writerow([video, true, classes[top[0]], f"{share[top[0]]:.6f}", ";".join(classes[c] for c in top)])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode(errors="surrogateescape"))
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """The figures of a summary, for a log."""
+    if not summary:
+        return "videos without labels, no accuracy"
+    if "mean_average_precision" in summary:
+        return f"mean average precision {summary['mean_average_precision']:.2f} %, {summary['videos']} videos"
+    return (
+        f"top-1 {summary['accuracy']:.2f} +/- {summary['ci95']:.2f} %, top-5 {summary['top5']:.2f} %, mean over classes "
+        f"{summary['mean_class_accuracy']:.2f} %, {summary['videos']} videos"
+    )

@@ -37,13 +37,18 @@ from torch import Tensor
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import methods
 import run
 from clips.transforms import ClipTransform
 from clips.video_split import Split
-from engine.command_line import exit_code, new_parser, terminal_table
-from engine.training import autocast, default_device, keep_freed_memory, use_channels_last
+from engine.command_line import Parser, exit_code
+from engine.devices import autocast, default_device, keep_freed_memory, use_channels_last
+from engine.episode_calls import EPISODES_PER_CALL
+from engine.settings import build_parser
+from methods import METHODS
 from methods.otam import alignment_cost
 from model import CNN_DualPrototypes, CNN_FSHead
+from results.terminal import terminal_table
 from scripts.bench.memory import HEADER as MEMORY_HEADER
 from scripts.bench.memory import memory_rows
 from scripts.bench.supervised_speed import supervised_test, supervised_training
@@ -145,7 +150,7 @@ LITERAL_FORMS = {
 def build_head(flags: str) -> CNN_FSHead:
     """A method on a backbone, with random weights, always the same ones."""
     torch.manual_seed(0)
-    return run.build_head(run.build_parser().parse_args(["-c", "unused", "--no_pretrained", *flags.split()]))
+    return methods.build_head(build_parser(METHODS).parse_args(["-c", "unused", "--no_pretrained", *flags.split()]))
 
 
 def against_literal_form(literal_form: LiteralForm, quick: bool) -> Iterator[Comparison]:
@@ -313,7 +318,7 @@ def test_episode(quick: bool) -> Iterator[Comparison]:
         step.head.eval()
     ours_call, plain_call = (functools.partial(step.test, step.random_episode(queries=1)) for step in (ours, plain))
     yield race("test episode, bf16 channels-last", against, ours_call, plain_call, 1 if quick else 5)
-    episodes, head = run.EPISODES_PER_CALL, plain.head
+    episodes, head = EPISODES_PER_CALL, plain.head
     features = [torch.randn(episodes, WAY, head.num_steps, head.backbone.feature_dim).relu() for _ in range(2)]
     labels = torch.arange(WAY).expand(episodes, -1)
 
@@ -416,7 +421,7 @@ def machine() -> str:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure just these")
     parser.add_argument("--memory", action="store_true", help="nothing but the memory of a training task, per setting")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one repetition, to see that it runs")

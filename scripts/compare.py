@@ -24,9 +24,10 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from engine.command_line import Row, exit_code, new_parser, terminal_table
+from engine.command_line import Parser, arguments, exit_code
 from results.drawing import save_picture
 from results.report import LIGHT, SERIES, house_style
+from results.terminal import Row, terminal_table
 from utils import UserError, accuracy_interval, atomic_write, read_json
 
 # What decides the episodes of a test, and the flag that sets it.
@@ -299,7 +300,7 @@ def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders (-c of run.py) that were tested")
     parser.add_argument(
         "--against", metavar="RUN", type=Path, help="the run that others are compared with; unset: the first"
@@ -327,8 +328,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: compare(args))
+    return exit_code(lambda: compare(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

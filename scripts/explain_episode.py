@@ -34,7 +34,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import SPLITS, Split
-from engine.command_line import check_output, exit_code, new_parser
+from engine.command_line import Parser, arguments, check_output, exit_code
+from methods import load_head
 from methods.arn import CNN_ARN
 from methods.otam import CNN_OTAM
 from methods.similarity import CNN_Similarity
@@ -54,7 +55,6 @@ from results.drawing import (
     wrapped,
 )
 from results.report import LIGHT, SERIES, house_style
-from run import load_head
 from utils import UserError, cos_sim
 from video_reader import VideoDataset
 
@@ -408,18 +408,18 @@ METHOD_PANELS: dict[type[CNN_FSHead], MethodPanel] = {
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
     parser.add_argument("--dataset", help="another data set than the checkpoint's")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="of the data set (default test)")
-    parser.add_argument("--task", type=int, default=0, help="number of the episode (default 0)")
-    parser.add_argument("--query", type=int, default=0, help="number of the query that is explained (default 0)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="of the data set")
+    parser.add_argument("--task", type=int, default=0, help="number of the episode")
+    parser.add_argument("--query", type=int, default=0, help="number of the query that is explained")
     parser.add_argument("--seed", type=int, help="decides the episode; unset: as the checkpoint's run")
     parser.add_argument("--way", type=int, help="classes; unset: as the checkpoint's run is tested")
     parser.add_argument("--shot", type=int, help="support videos per class; unset: as the checkpoint's run is tested")
     parser.add_argument("--noisy_support", type=int, default=0, help="support videos of each class that are of others")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, default=Path("episode.png"),
-                        help="the picture: .png, .svg or .pdf (default episode.png)")  # fmt: skip
+                        help="the picture: .png, .svg or .pdf")  # fmt: skip
     parser.add_argument("--gif", metavar="FILE", type=Path, help="also the query as a film, with its answer")
     return parser.parse_args(argv)
 
@@ -459,8 +459,7 @@ def explain(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: explain(args))
+    return exit_code(lambda: explain(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from engine.command_line import Row, check_output, exit_code, new_parser, terminal_table
+from engine.command_line import Parser, arguments, check_output, exit_code
+from results.terminal import Row, terminal_table
 from results.view_scores import (
     FUSIONS,
     ViewScores,
@@ -260,7 +261,7 @@ def index_range(word: str) -> range:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("scores", nargs="+", metavar="SCORES", type=Path, help="run folders, or scores.npz of them")
     parser.add_argument(
         "--weights", nargs="+", type=float, metavar="W", help="of the files, in their order; unset: equal"
@@ -333,8 +334,7 @@ def fuse_scores(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: fuse_scores(args))
+    return exit_code(lambda: fuse_scores(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import numpy as np
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.list_files import Row, read_class_names, read_list
-from engine.command_line import check_output, exit_code, new_parser
+from engine.command_line import Parser, arguments, check_output, exit_code
 from results.view_scores import ViewScores
 from utils import UserError
 
@@ -141,7 +141,7 @@ def import_scores(folder: Path, list_path: Path, form: str, class_names: Path | 
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="where the test programs wrote to (their --output_dir)")
     parser.add_argument("--list", required=True, metavar="FILE", type=Path, help="the list of videos that was tested")
     parser.add_argument(
@@ -166,8 +166,7 @@ def program(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: program(args))
+    return exit_code(lambda: program(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from pathlib import Path
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import run
-from engine.command_line import exit_code, new_parser, terminal_table
-from utils import UserError, read_json
+from engine.command_line import Parser, arguments, exit_code
+from results.terminal import terminal_table
+from utils import BEST, UserError, read_json
 
 RECIPE = Path(__file__).with_name("quickstart.args")
 METHODS = ("tsn", "trx", "dual_prototypes", "dual_prototypes --dp_variant code")
@@ -33,7 +34,7 @@ def accuracy_under_noise(method: str, noise: int, dataset: str, runs: Path) -> s
         goes_on = ["-r"] if (trained / "args.json").exists() else ["--method", *shlex.split(method), f"@{RECIPE}"]
         check(run.main(["-c", str(trained), *goes_on, "--dataset", dataset]), trained)
     if not (tested / "results.json").exists():
-        checkpoint = trained / run.BEST
+        checkpoint = trained / BEST
         test = ["--test_only", "-m", str(checkpoint), "--shot_test", "5", "--noisy_support", str(noise)]
         check(run.main(["-c", str(tested), *test, "--dataset", dataset]), tested)
     results = read_json(tested / "results.json")
@@ -46,7 +47,7 @@ def check(code: int, folder: Path) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=METHODS, help="names with their flags, each quoted as one word")
     parser.add_argument("--noise", nargs="+", type=int, default=[0, 1, 2], help="wrong support videos of 5 per class")
     parser.add_argument("--dataset", default="demo", help="made by data_prep/make_demo_set.py, or any other")
@@ -63,8 +64,7 @@ def print_table(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: print_table(args))
+    return exit_code(lambda: print_table(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from engine.command_line import check_output, exit_code, new_parser
+from engine.command_line import Parser, arguments, check_output, exit_code
 from results.drawing import PICTURE_SUFFIXES, save_picture
 from results.report import LIGHT, cycled_series, house_style
 from scripts.compare import short_names
@@ -103,7 +103,7 @@ def draw_curves(runs: Sequence[Path], smooth: int, path: Path) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders (-c of run.py)")
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, default=Path("training_curves.png"),
                         help="the picture: .png, .svg or .pdf")  # fmt: skip
@@ -122,8 +122,7 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: plot(args))
+    return exit_code(lambda: plot(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

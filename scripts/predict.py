@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.frame_sampling import sample_frames
 from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
 from clips.transforms import ClipTransform, InputSpec
-from engine.command_line import check_output, exit_code, new_parser, terminal_table
+from engine.command_line import Parser, arguments, check_output, exit_code
+from methods import load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
 from results.report import house_style
-from run import load_head
+from results.terminal import terminal_table
 from utils import UserError, atomic_write, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
@@ -220,13 +221,13 @@ def write_film(path: Path, source: FrameSource, background: Image.Image) -> None
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
     parser.add_argument("--support", required=True, metavar="DIR", type=Path,
                         help="folder of examples: DIR/<action>/<video file or folder of frames>")  # fmt: skip
     parser.add_argument("--query", required=True, nargs="+", metavar="VIDEO", type=Path,
                         help="videos to recognise: files or folders of frames")  # fmt: skip
-    parser.add_argument("--top", type=int, default=5, help="so many of the likeliest actions are shown (default 5)")
+    parser.add_argument("--top", type=int, default=5, help="so many of the likeliest actions are shown")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all probabilities to this file")
     parser.add_argument("--picture", metavar="FILE", type=Path,
                         help=".png: what the model saw of each query, with probabilities; .gif, .mp4: the query as a film "
@@ -285,8 +286,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: predict(args))
+    return exit_code(lambda: predict(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

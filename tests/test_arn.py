@@ -12,10 +12,11 @@ from conftest import tiny_run
 from torch import Tensor, nn
 
 import run
-from methods import arn
+from engine.settings import build_parser, parse_args
+from methods import METHODS, arn, build_head
 from methods.arn import CNN_ARN, Attention, Discriminator, RelationNet, Rotation, SpatialJigsaw, TemporalJigsaw
 from tests.oracles import arn as literal
-from utils import UserError
+from utils import RunFolder, UserError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 UNEQUAL = torch.tensor([1, 0, 1])
@@ -33,7 +34,7 @@ def build(flags: str = "", *, backbone: str = "conv4_3d", seq_len: int = 8) -> C
     """A head with random weights, always the same ones, whose batch norms have seen something."""
     torch.manual_seed(0)
     settings = f"-c unused --no_pretrained --method arn --backbone {backbone} --seq_len {seq_len} {flags}"
-    head = run.build_head(run.build_parser().parse_args(shlex.split(settings)))
+    head = build_head(build_parser(METHODS).parse_args(shlex.split(settings)))
     assert isinstance(head, CNN_ARN)
     for module in head.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -515,7 +516,9 @@ def test_tests_keep_descriptions_as_long_as_classify_is_its_own(dataset, tmp_pat
     # A method that is trained on stored features is another one at every validation: what is kept are the features.
     for more, shape in ([], (64, 64)), (["--freeze_backbone"], (64, 2, 4, 4)):
         flags = ["--method", "arn", "--backbone", "conv4_3d", "--seq_len", 8, "-i", 0, *more]
-        made = run.Learner(run.parse_args(tiny_run(dataset, tmp_path / "run", *flags)), run.RunFolder(tmp_path / "run"))
+        made = run.Learner(
+            parse_args(tiny_run(dataset, tmp_path / "run", *flags), METHODS), RunFolder(tmp_path / "run")
+        )
         with made.feature_store(made.datasets["test"]) as store:
             assert store.shape[1:] == shape
         with torch.no_grad():

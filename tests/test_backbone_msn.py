@@ -16,6 +16,8 @@ from backbones.msn import (
     torchvision_deform_conv2d,
 )
 from backbones.torchvision_import import HAS_OPERATORS
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from tests.oracles import motion as literal
 from tests.test_backbone_tdn import network, random, relative_error, unsettled
 
@@ -166,8 +168,8 @@ def test_a_step_of_training_moves_every_weight_that_is_to_be_trained(variant):
     steps = 2 if variant == "repaired" else 8
     flags = ["-c", "unused", "--backbone", "msn_resnet50", "--no_pretrained", "--seq_len", str(5 * steps)]
     options = ["--method", "tsn", "--opt", "sgd", "-lr", "0.1", "--backbone_options", f"variant={variant}"]
-    args = run.build_parser().parse_args([*flags, *options])
-    head = run.build_head(args).train()
+    args = build_parser(METHODS).parse_args([*flags, *options])
+    head = build_head(args).train()
     optimiser = run.build_optimizer(head, args)
     before = {name: parameter.detach().clone() for name, parameter in head.backbone.named_parameters()}
     frames = random(2 * 5 * steps, 3, 32, 32).float()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import run
 from backbones import Backbone, build_backbone
 from backbones.backbone import Keep
 from backbones.passes import blocks_of, recompute_blocks
@@ -16,6 +15,8 @@ from backbones.tdn import LearnedShift, LongTermModule, ShortTermModule
 from backbones.torchvision_import import torchvision
 from backbones.tsm import Shift
 from backbones.weights import load_weights
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from tests.oracles import motion as literal
 from utils import UserError
 
@@ -301,7 +302,7 @@ def test_few_shot_methods_read_its_steps(backbone, method, monkeypatch):
     """An episode of 2-way 1-shot, three steps of five frames a clip: scores for every query, gradients down to the stems."""
     monkeypatch.setattr("model.build_backbone", lambda *args, **options: backbone)
     flags = ["-c", "unused", "--backbone", "tdn_resnet50", "--no_pretrained", "--seq_len", "15", "--method", method]
-    head = run.build_head(run.build_parser().parse_args([*flags, "--trans_linear_out_dim", "8"]))
+    head = build_head(build_parser(METHODS).parse_args([*flags, "--trans_linear_out_dim", "8"]))
     assert head.num_steps == 3
     support, queries = (random(2 * 15, 3, 64, 64).float() for _ in range(2))
     task = {"target_labels": torch.tensor([0, 1])}

@@ -17,7 +17,7 @@ from backbones.backbone import FrameBackbone
 from backbones.figures import figures
 from backbones.torchvision_video import MViT, VideoSwin
 from clips.transforms import InputSpec
-from engine.training import use_channels_last
+from engine.devices import use_channels_last
 from utils import UserError
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import run
 from backbones import build_backbone
 from backbones.c3d import STAGES
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from tests.oracles import arn as literal
 
 
@@ -109,7 +110,7 @@ def test_under_autocast_every_layer_is_in_half_precision(backbone):
 def test_either_works_under_other_heads(backbone, method):
     flags = f"-c unused --no_pretrained --backbone {backbone} --method {method} --seq_len 16 --temp_set 2"
     torch.manual_seed(0)
-    head = run.build_head(run.build_parser().parse_args(shlex.split(flags))).train()
+    head = build_head(build_parser(METHODS).parse_args(shlex.split(flags))).train()
     support, target = (clips(number, 16, 32).flatten(0, 1) for number in (2, 3))
     outputs = head(support, torch.arange(2), target)
     assert outputs["logits"].shape == (3, 2)

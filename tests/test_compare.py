@@ -13,7 +13,7 @@ from conftest import Program, tiny_run
 from PIL import Image
 from script_runs import Script, untrained
 
-from engine.command_line import WIDTH, shown_width
+from results.terminal import WIDTH, shown_width
 from scripts import compare, plot_log
 from scripts.compare import Difference, latex_table, markdown_table, read_run, short_names
 

@@ -19,13 +19,15 @@ import run
 from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import Split
 from engine.feature_store import FeatureStore, fingerprint
-from utils import UserError
+from engine.settings import parse_args
+from methods import METHODS
+from utils import FINAL, RunFolder, UserError
 from video_reader import VideoDataset
 
 
 def learner(dataset: Path, folder: Path, *flags: Any) -> run.Learner:
-    args = run.parse_args(tiny_run(dataset, folder, "-i", 0, "--trans_linear_out_dim", 16, *flags))
-    return run.Learner(args, run.RunFolder(folder))
+    args = parse_args(tiny_run(dataset, folder, "-i", 0, "--trans_linear_out_dim", 16, *flags), METHODS)
+    return run.Learner(args, RunFolder(folder))
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
     return read
 
 
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_stored_features_give_the_logits_that_frames_give(method: str, dataset: Path, tmp_path: Path) -> None:
     made = learner(dataset, tmp_path / "run", "--method", method, "--way_test", 3, "--shot_test", 2, "-qpct", 2)
     made.model.eval()
@@ -200,9 +202,9 @@ def test_a_frozen_backbone_is_trained_on_features_and_stays_as_it_was(
     train_reads = {key: count for key, count in encoded.items() if key[0] == "train"}
     # One video more is read for TensorBoard's picture: each of the first episode's, at most.
     assert sum(train_reads.values()) <= len(train_reads) + 4
-    trained = torch.load(tmp_path / "run" / run.FINAL, weights_only=True)["model"]
+    trained = torch.load(tmp_path / "run" / FINAL, weights_only=True)["model"]
     program(*tiny_run(dataset, tmp_path / "untrained", *head, "-i", 0))
-    initial = torch.load(tmp_path / "untrained" / run.FINAL, weights_only=True)["model"]
+    initial = torch.load(tmp_path / "untrained" / FINAL, weights_only=True)["model"]
     changed = {name for name in trained if not torch.equal(trained[name], initial[name])}
     assert changed
     assert all(name.startswith("transformers.") for name in changed)
@@ -233,7 +235,7 @@ def test_a_frozen_run_goes_on_exactly(
         patch.setattr(run.Learner, "train_batch", stopping)
         assert run.main([str(flag) for flag in tiny_run(dataset, tmp_path / "cut", *flags)]) == 130
     program("-c", tmp_path / "cut", "-r", "--num_workers", 0)
-    ends = [torch.load(tmp_path / name / run.FINAL, weights_only=True)["model"] for name in ("whole", "cut")]
+    ends = [torch.load(tmp_path / name / FINAL, weights_only=True)["model"] for name in ("whole", "cut")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert (tmp_path / "whole/log.csv").read_bytes() == (tmp_path / "cut/log.csv").read_bytes()
 

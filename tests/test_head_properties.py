@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import run
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from model import CNN_FSHead, group_by_class
 
 STEPS = 4
@@ -35,10 +36,10 @@ def build(method: str, *flags: str) -> CNN_FSHead:
         "-c unused --backbone conv4 --no_pretrained --seq_len 4 --trans_linear_out_dim 24 --way 2 --shot 7 --method"
     )
     argv = [*shlex.split(f"{settings} {method}"), *flags]
-    return run.build_head(run.build_parser().parse_args(argv)).double().eval()
+    return build_head(build_parser(METHODS).parse_args(argv)).double().eval()
 
 
-@pytest.fixture(params=[*run.METHODS, *OPTIONS])
+@pytest.fixture(params=[*METHODS, *OPTIONS])
 def method(request) -> str:
     return request.param
 

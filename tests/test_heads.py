@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import run
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from methods.otam import alignment_cost, best_path
 from methods.pal import prototype_centred_loss
 from methods.similarity import step_similarities, tuple_similarities
@@ -30,7 +31,7 @@ def build(*flags: str) -> CNN_FSHead:
     torch.manual_seed(0)
     settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS)]
     small = ["--trans_linear_out_dim", "24", "--cmn_slots", "3"]
-    return run.build_head(run.build_parser().parse_args([*settings, *small, *flags])).double().eval()
+    return build_head(build_parser(METHODS).parse_args([*settings, *small, *flags])).double().eval()
 
 
 def stir(head: CNN_FSHead) -> CNN_FSHead:
@@ -415,7 +416,7 @@ def test_code_variant_has_as_many_parameters_as_the_published_one(feature_dim, p
     backbone = {2048: "resnet50", 512: "resnet18"}[feature_dim]
     flags = ["--method", "dual_prototypes", "--dp_variant", "code", "--backbone", backbone, "--no_pretrained"]
     with torch.device("meta"):
-        head = run.build_head(run.build_parser().parse_args(flags))
+        head = build_head(build_parser(METHODS).parse_args(flags))
     # The published class has a second layer norm, which it does not use.
     unused = 2 * feature_dim * (2 + 3)
     assert sum(p.numel() for p in head.branches.parameters()) + unused == pytest.approx(parameters, rel=1e-3)

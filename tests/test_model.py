@@ -11,7 +11,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-import run
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from model import (
     CNN_FSHead,
     LogitScale,
@@ -36,7 +37,7 @@ def build(*flags: str) -> CNN_FSHead:
     """A head on a small backbone with random weights, always the same ones."""
     torch.manual_seed(0)
     settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS)]
-    return run.build_head(run.build_parser().parse_args([*settings, *flags]))
+    return build_head(build_parser(METHODS).parse_args([*settings, *flags]))
 
 
 def build_trx(*cardinalities: int, width: int = 24) -> CNN_FSHead:
@@ -264,7 +265,7 @@ def test_support_and_query_in_one_backbone_call_or_two():
         assert relative_error(features_joint, features_separate) > 0.01
 
 
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_many_episodes_of_images_equal_one_after_the_other(method):
     """Of another way and other shots than the flags say, and with other shots in each episode."""
     head = build("--method", method, "--way", "2", "--shot", "7").eval()

@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import run
+from engine.settings import build_parser, find_method
+from methods import METHODS, build_head
 from utils import read_json
 
 EXAMPLE = f"{Path(__file__).parents[1] / 'scripts' / 'own_method.py'}:OrderedMean"
@@ -27,8 +29,8 @@ def test_the_example_trains_and_is_tested_by_its_file_name(dataset: Path, tmp_pa
 
 def test_the_example_averages_cosines_at_equal_times() -> None:
     argv = ["--method", EXAMPLE, "--backbone", "conv4", "--no_pretrained", "--seq_len", "3"]
-    args = run.build_parser(run.find_method(EXAMPLE)).parse_args(argv)
-    head = run.build_head(args).double()
+    args = build_parser(METHODS, find_method(EXAMPLE, METHODS)).parse_args(argv)
+    head = build_head(args).double()
     torch.nn.init.uniform_(head.weights)
     support, target = torch.randn(4, 3, 64).double(), torch.randn(2, 3, 64).double()
     labels = torch.tensor([1, 0, 1, 1])

@@ -16,8 +16,8 @@ from script_runs import Script, untrained
 
 from clips.frame_sources import VideoFile
 from clips.transforms import ClipTransform
+from methods import load_head
 from results.drawing import class_colour
-from run import load_head
 from scripts import predict
 from scripts.predict import FILM_SIZE, FRAME_BOX, bar
 

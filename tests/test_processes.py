@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from jobs import ROOT, finish, free_port, job, wait_for, workers_of
 from torch import nn
 
 import run
-from engine.flags import resumed_if_restarted
 from engine.processes import Processes, RunningStatistics
-from engine.training import TERMINATED
-from utils import load_checkpoint
+from engine.program import TERMINATED, resumed_if_restarted
+from utils import FINAL, LATEST, load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=0.1"]
 # Dropout, batch norms in training, batches that two processes share unequally, a validation, frames and stored features.
@@ -52,7 +50,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def assert_same_weights(folder: Path, other: Path) -> None:
-    found, expected = (load_checkpoint(path / run.FINAL) for path in (folder, other))
+    found, expected = (load_checkpoint(path / FINAL) for path in (folder, other))
     torch.testing.assert_close(found["model"], expected["model"], rtol=1e-4, atol=1e-6)
     assert found["progress"]["tasks_done"] == expected["progress"]["tasks_done"]
 
@@ -103,7 +101,7 @@ shares = processes.gather(list(processes.share(range(7))))
 assert shares == [[0, 2, 4, 6], [1, 3, 5]] and processes.in_order(shares) == list(range(7))
 if not processes.is_first:
     net[1].weight.data.zero_()
-processes.align(net)
+processes.broadcast(net)
 torch.save((net.state_dict(), [p.grad for p in net.parameters()]), {folder!r} + f"/rank{{processes.rank}}.pt")
 processes.close()
 """
@@ -216,8 +214,8 @@ def test_the_slurm_script_starts_goes_on_and_asks_to_be_queued_again(
         os.killpg(process.pid, signal.SIGTERM)  # as srun passes on what --signal asks for
         out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert (folder / run.LATEST).exists(), out
-    assert load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"] > 0
+    assert (folder / LATEST).exists(), out
+    assert load_checkpoint(folder / LATEST)["progress"]["tasks_done"] > 0
 
 
 # Losing one ----------------------------------------------------------------------------------------------------------
@@ -232,14 +230,14 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_undistu
     finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "whole", *LONG)])
     folder = tmp_path / "killed"
     with job([*torchrun, "--max-restarts", 3, "run.py", *tiny_run(dataset, folder, *LONG), "-r"]) as process:
-        wait_for((folder / run.LATEST).exists, process)
+        wait_for((folder / LATEST).exists, process)
         os.kill(workers_of(process)[1], signal.SIGKILL)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    assert "going on after" in (folder / "log.txt").read_text()
+    assert "resuming after" in (folder / "log.txt").read_text()
     for name in ("log.csv", "predictions.csv"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    ends = [load_checkpoint(path / run.FINAL)["model"] for path in (folder, tmp_path / "whole")]
+    ends = [load_checkpoint(path / FINAL)["model"] for path in (folder, tmp_path / "whole")]
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
@@ -249,12 +247,12 @@ def test_a_process_that_hangs_is_named(dataset: Path, tmp_path: Path, torchrun: 
     flags = [*LEARNS, "-lr", "0.001", "-i", "100000", "--save_freq", "3", "--val_iters", "999999", "--timeout", "3"]
     said = tmp_path / "said.txt"
     with said.open("w") as output, job([*torchrun, "run.py", *tiny_run(dataset, folder, *flags)], output) as process:
-        wait_for((folder / run.LATEST).exists, process)
+        wait_for((folder / LATEST).exists, process)
         os.kill(workers_of(process)[1], signal.SIGSTOP)
         wait_for(lambda: "error: " in said.read_text(), process)
     (sentence,) = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
     assert "rank 1 of 2 did not answer rank 0 within 3 s" in sentence
-    assert "go on from the last checkpoint with -r" in sentence
+    assert "resume from the last checkpoint with -r" in sentence
 
 
 def test_a_run_that_is_terminated_saves_and_goes_on_exactly(dataset: Path, tmp_path: Path) -> None:
@@ -266,9 +264,9 @@ def test_a_run_that_is_terminated_saves_and_goes_on_exactly(dataset: Path, tmp_p
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, which signals the readers too
         out, _ = process.communicate(timeout=60)
     assert process.returncode == TERMINATED, out
-    assert "terminated; go on from the last checkpoint with -r" in out
+    assert "terminated; resume from the last checkpoint with -r" in out
     assert "Traceback" not in out
-    done = load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"]
+    done = load_checkpoint(folder / LATEST)["progress"]["tasks_done"]
     assert 0 < done < 300
     assert run.main(["-c", str(folder), "-r", "--num_workers", "0"]) == 0
     for name in ("log.csv", "predictions.csv"):
@@ -282,8 +280,8 @@ def test_all_processes_stop_when_one_is_terminated(dataset: Path, tmp_path: Path
         wait_for(lambda: (folder / "log.csv").exists() and "train" in (folder / "log.csv").read_text(), process)
         os.kill(process.pid, signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
-    assert load_checkpoint(folder / run.LATEST)["progress"]["tasks_done"] > 0, out
-    assert "terminated; go on from the last checkpoint with -r" in out
+    assert load_checkpoint(folder / LATEST)["progress"]["tasks_done"] > 0, out
+    assert "terminated; resume from the last checkpoint with -r" in out
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
@@ -298,7 +296,7 @@ def test_a_mistake_is_told_once(dataset: Path, tmp_path: Path, torchrun: list[st
 
 
 def test_a_restarted_process_goes_on_and_a_first_start_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    restarted = partial(resumed_if_restarted, parser=run.build_parser(add_help=False))
+    restarted = resumed_if_restarted
     flags = ["-c", str(tmp_path / "run"), "--way", "5"]
     assert restarted([*flags, "-r"]) == [*flags, "-r"], "without torchrun nothing is changed"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")

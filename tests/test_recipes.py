@@ -8,16 +8,18 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-import run
 from backbones import BACKBONES, build_backbone
 from clips.transforms import ViewCrops
 from engine import supervised_settings
+from engine.settings import parse_args
 from engine.supervised_settings import sampling_of
+from methods import METHODS
 from scripts import fuse_scores
 from utils import UserError
 
@@ -56,7 +58,7 @@ def test_a_header_is_complete(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path not in SUPERVISED], ids=lambda path: path.name)
 def test_a_few_shot_recipe_parses(recipe: Path, tmp_path: Path) -> None:
-    args = run.parse_args([f"@{recipe}", "--dataset", "DATA", "-c", str(tmp_path / "run")])
+    args = parse_args([f"@{recipe}", "--dataset", "DATA", "-c", str(tmp_path / "run")], METHODS)
     assert args.dataset == "DATA"
     assert any(0 < tasks <= args.training_iterations for tasks in args.val_iters), "it never validates"
     with torch.device("meta"):
@@ -151,11 +153,11 @@ def test_a_recipe_takes_several_flags_to_a_line_and_comments(tmp_path: Path) -> 
     recipe.write_text(
         "# what it is\n\n--way 3 --shot 2  # small\n--dataset 'a b'\n--val_iters 10 20\n", encoding="utf-8"
     )
-    args = run.parse_args([f"@{recipe}", "-c", str(tmp_path / "run"), "--shot", "4"])
+    args = parse_args([f"@{recipe}", "-c", str(tmp_path / "run"), "--shot", "4"], METHODS)
     assert (args.way, args.shot, args.dataset, args.val_iters) == (3, 4, "a b", [10, 20])
 
 
-@pytest.mark.parametrize("parse_args", [run.parse_args, supervised_settings.parse_args])
+@pytest.mark.parametrize("parse_args", [partial(parse_args, methods=METHODS), supervised_settings.parse_args])
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -14,7 +14,7 @@ from backbones import build_backbone
 from backbones.recogniser import LAYER_RATES, Recogniser
 from clips.transforms import InputSpec
 from engine.processes import Processes
-from engine.training import Steps
+from engine.steps import Steps
 
 SGD = {"momentum": 0.9, "nesterov": False}
 

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run
 from engine.feature_store import FeatureStore
-from utils import RunFolder
+from utils import BEST, FINAL, LATEST, RunFolder
 
 # Dropout, an optimiser with a memory, and batches of three tasks, whose ends are not when a save is due.
 TRX = ["--method", "trx", "--trans_linear_out_dim", 8, "--trans_dropout", 0.5, "--tasks_per_batch", 3, "--save_freq", 2]
@@ -42,7 +42,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "results.json": results,
         "curves": {tag: points for tag, points in curves.items() if "seconds" not in tag},
         **{name: (folder / name).read_bytes() for name in ("log.csv", "predictions.csv")},
-        **{name: learnt(folder / name) for name in (run.LATEST, run.BEST, run.FINAL)},
+        **{name: learnt(folder / name) for name in (LATEST, BEST, FINAL)},
     }
 
 
@@ -89,12 +89,12 @@ def killed_when(is_time: IsTime, argv: list[Any]) -> bool:
     ("name", "number", "file"),
     [
         ("train_call", 1, None),
-        ("replace", 1, run.LATEST),
-        ("replace", 2, run.LATEST),
-        ("replace", 1, run.BEST),
+        ("replace", 1, LATEST),
+        ("replace", 2, LATEST),
+        ("replace", 1, BEST),
         ("row", 1, None),
         ("write", 2, None),
-        ("replace", 1, run.FINAL),
+        ("replace", 1, FINAL),
         ("replace", 1, "predictions.csv"),
         ("replace", 1, "results.json"),
     ],
@@ -165,7 +165,7 @@ def test_programs_that_are_killed_while_they_save_and_validate_end_as_if_never_s
     case, folder = "momentum, two workers", tmp_path / "run"
 
     def is_saving() -> bool:
-        return any(folder.glob(f".{run.LATEST}.*.tmp")) or (folder / run.LATEST).exists()
+        return any(folder.glob(f".{LATEST}.*.tmp")) or (folder / LATEST).exists()
 
     def is_validating() -> bool:
         return (folder / "features").exists()

@@ -28,8 +28,9 @@ import run
 from backbones import BACKBONES
 from clips.frame_sources import FrameFolder
 from clips.video_split import Split
-from engine import settings
-from utils import LOG_COLUMNS, RunFolder, load_checkpoint
+from engine.settings import build_parser, parse_args
+from methods import METHODS
+from utils import BEST, FINAL, LATEST, LOG_COLUMNS, RunFolder, load_checkpoint
 
 # Gradients of the tiny network are large enough that each of these steps changes what is printed.
 LEARNS = ("-lr", 0.1)
@@ -73,7 +74,7 @@ def log_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
 
 def learner_of(argv: list[str]) -> run.Learner:
     """A learner that is ready to train, with its run folder started."""
-    args = run.parse_args(argv)
+    args = parse_args(argv, METHODS)
     folder = RunFolder(args.checkpoint_dir)
     learner = run.Learner(args, folder)
     folder.start(vars(args), argv)
@@ -87,7 +88,7 @@ def test_the_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.json", "command.txt", "log.txt", "log.csv", "tensorboard", "predictions.csv", "results.json", "results.csv",
         "report.html",
-        run.LATEST, run.BEST, run.FINAL,
+        LATEST, BEST, FINAL,
     }  # fmt: skip
     assert "run.py --method tsn" in (finished / "command.txt").read_text()
     assert json.loads((finished / "args.json").read_text())["learning_rate"] == 0.1
@@ -116,7 +117,7 @@ def test_results_say_all_that_a_comparison_needs(finished: Path, dataset: Path) 
     found = json.loads((finished / "results.json").read_text())
     known = {
         "way": 2, "shot": 1, "queries_per_class": 1, "tasks": 3, "seed": 0, "split": "test", "method": "tsn",
-        "backbone": "conv4", "checkpoint": run.BEST, "selected_on": "val", "precision": "fp32", "dataset": str(dataset),
+        "backbone": "conv4", "checkpoint": BEST, "selected_on": "val", "precision": "fp32", "dataset": str(dataset),
     }  # fmt: skip
     assert {name: found[name] for name in known} == known
     assert found["split_fingerprint"] == Split.open(dataset, "test").fingerprint
@@ -140,12 +141,12 @@ def test_results_are_json_for_every_reader_even_after_a_single_task(
 
 
 def test_checkpoints_hold_plain_values_and_unwrapped_names(finished: Path) -> None:
-    for name in (run.LATEST, run.BEST, run.FINAL):
+    for name in (LATEST, BEST, FINAL):
         checkpoint = torch.load(finished / name, weights_only=True)
         assert checkpoint["args"]["method"] == "tsn"
         assert checkpoint["progress"]["tasks_done"] in (2, 4)
         assert all(name.startswith(("backbone.net.", "scale.")) for name in checkpoint["model"])
-    assert same_weights(weights(finished), weights(finished, run.LATEST))
+    assert same_weights(weights(finished), weights(finished, LATEST))
 
 
 def test_tensorboard_shows_curves_and_a_picture(finished: Path) -> None:
@@ -194,9 +195,9 @@ def test_steps_validations_saves_and_rows_are_counted_exactly(
     assert [call["index"] for _, call, _ in trained] == [[index] for index in range(8)]
     assert steps == [3, 6, 8]
     assert validations == [(3,), (8,)]
-    assert [done for done, name in saves if name == run.LATEST] == [3, 6, 8, 8]
-    assert [done for done, name in saves if name == run.FINAL] == [8]
-    assert (3, run.BEST) in saves
+    assert [done for done, name in saves if name == LATEST] == [3, 6, 8, 8]
+    assert [done for done, name in saves if name == FINAL] == [8]
+    assert (3, BEST) in saves
     assert [(row["tasks"], row["split"]) for row in rows(tmp_path / "run")] == [
         ("3", "val"), ("5", "train"), ("8", "train"), ("8", "val")
     ]  # fmt: skip
@@ -213,7 +214,7 @@ def test_every_optimiser_step_is_one_mean_over_its_tasks(dataset: Path, tmp_path
     for batch in ([0, 1, 2], [3, 4]):
         losses = []
         for index in batch:
-            task = learner.prepare_task(learner.datasets["train"][index])
+            task = learner.calls.prepare(learner.datasets["train"][index])
             logits = model(task["support_set"], task["support_labels"], task["target_set"])["logits"]
             losses.append(F.cross_entropy(logits, task["target_labels"]))
         optimizer.zero_grad()
@@ -264,7 +265,7 @@ def test_training_stops_when_validation_has_lost_patience(
         )
     )
     assert "no new best in 2 validations: stopped at 4 tasks" in out
-    assert load_checkpoint(tmp_path / "run" / run.FINAL)["progress"]["tasks_done"] == 4
+    assert load_checkpoint(tmp_path / "run" / FINAL)["progress"]["tasks_done"] == 4
     assert results(tmp_path / "run")["checkpoint_tasks"] == 2
 
 
@@ -297,7 +298,7 @@ def test_several_tasks_in_a_call_are_several_tasks(dataset: Path, tmp_path: Path
 def test_zero_tasks_test_the_model_as_it_is_initialised(dataset: Path, tmp_path: Path, program: Program) -> None:
     program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
     found = results(tmp_path / "run")
-    assert (found["checkpoint"], found["checkpoint_tasks"], found["selected_on"]) == (run.FINAL, 0, "nothing")
+    assert (found["checkpoint"], found["checkpoint_tasks"], found["selected_on"]) == (FINAL, 0, "nothing")
 
 
 # Which videos are seen when ------------------------------------------------------------------------------------------
@@ -312,10 +313,11 @@ def splits_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     def within(name: str) -> None:
         original = getattr(run.Learner, name)
 
-        def method(self: run.Learner, *args: Any) -> None:
+        def method(self: run.Learner, *args: Any) -> Any:
             before, phase[0] = phase[0], name
-            original(self, *args)
+            found = original(self, *args)
             phase[0] = before
+            return found
 
         monkeypatch.setattr(run.Learner, name, method)
 
@@ -348,7 +350,7 @@ def test_validating_on_test_is_stamped_on_every_result(
     assert "CHOSEN ON THE TEST SPLIT" in out
     assert {row["split"] for row in rows(tmp_path / "run")} == {"train", "test"}
     assert results(tmp_path / "run")["selected_on"] == "test"
-    out = program("-c", tmp_path / "later", "--test_only", "-m", tmp_path / "run" / run.FINAL, "--num_workers", 0)
+    out = program("-c", tmp_path / "later", "--test_only", "-m", tmp_path / "run" / FINAL, "--num_workers", 0)
     assert "CHOSEN ON THE TEST SPLIT" in out
     assert results(tmp_path / "later")["selected_on"] == "test"
 
@@ -421,21 +423,21 @@ def test_a_later_test_repeats_the_first_and_keeps_its_results(finished: Path, ow
     assert results(own_run) == results(finished)
     assert (own_run / "log.csv").read_bytes() == log
     assert (own_run / "args.json").read_bytes() == settings_before
-    program("-c", own_run, "--test_only", "--num_workers", 0, "--shot_test", 3, "-m", run.LATEST)
+    program("-c", own_run, "--test_only", "--num_workers", 0, "--shot_test", 3, "-m", LATEST)
     assert (own_run / "results_1.json").read_bytes() == first
     assert (own_run / "results_2.json").exists()
     found = results(own_run)
-    assert (found["shot"], found["way"], found["checkpoint"]) == (3, 2, run.LATEST)
+    assert (found["shot"], found["way"], found["checkpoint"]) == (3, 2, LATEST)
 
 
 def test_a_checkpoint_is_tested_in_another_folder_with_its_own_settings(
     finished: Path, tmp_path: Path, program: Program
 ) -> None:
-    program("-c", tmp_path / "test", "--test_only", "-m", finished / run.BEST, "--num_workers", 0)
+    program("-c", tmp_path / "test", "--test_only", "-m", finished / BEST, "--num_workers", 0)
     assert results(tmp_path / "test") == results(finished)
     assert not list((tmp_path / "test").glob("*.pt"))
     assert "holds a test without training" in program.fails("-c", tmp_path / "test", "-r")
-    program("-c", tmp_path / "test", "--test_only", "-m", finished / run.BEST, "--num_workers", 0)
+    program("-c", tmp_path / "test", "--test_only", "-m", finished / BEST, "--num_workers", 0)
     assert (tmp_path / "test/results_1.json").exists()
 
 
@@ -452,7 +454,7 @@ def test_several_ways_and_shots_are_tested_at_once(own_run: Path, program: Progr
 
 
 def test_going_on_with_a_finished_run_says_so_and_changes_nothing(own_run: Path, program: Program) -> None:
-    names = (run.LATEST, run.BEST, run.FINAL, "log.csv", "results.json")
+    names = (LATEST, BEST, FINAL, "log.csv", "results.json")
     before = {name: (own_run / name).read_bytes() for name in names}
     out = program("-c", own_run, "-r", "--num_workers", 0)
     assert "this run is finished (4 tasks): raise -i to train on, or use --test_only" in out
@@ -504,7 +506,7 @@ def test_a_run_that_a_bad_video_stopped_goes_on_without_it(own_dataset: Path, tm
 
 
 def test_every_flag_has_its_help() -> None:
-    parser = settings.build_parser()
+    parser = build_parser(METHODS)
     flags = [action for group in parser._action_groups for action in group._group_actions]
     assert len(flags) > 40
     assert [action.dest for action in flags if len(action.help or "") < 5] == []
@@ -524,7 +526,7 @@ def test_help_begins_with_commands_and_shows_defaults(capsys: pytest.CaptureFixt
 def test_the_list_names_every_method_and_backbone(program: Program) -> None:
     out = program("--list")
     names = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    assert names == [*settings.METHODS, *BACKBONES]
+    assert names == [*METHODS, *BACKBONES]
     assert re.search(r"trx +23\.60 M", out)
     assert re.search(r"conv4 +8 x +84 px +0\.11 M", out)
 
@@ -541,9 +543,9 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(self: run.Learner) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.Learner, "learn", stop)
+    monkeypatch.setattr(run.Learner, "train", stop)
     assert run.main(tiny_run(dataset, tmp_path / "run")) == 130
-    assert capsys.readouterr().err == "stopped; go on from the last checkpoint with -r\n"
+    assert capsys.readouterr().err == "stopped; resume from the last checkpoint with -r\n"
 
 
 def test_a_head_of_ones_own_is_trained_and_gone_on_with(dataset: Path, tmp_path: Path, program: Program) -> None:
@@ -562,7 +564,7 @@ def test_a_head_of_ones_own_is_trained_and_gone_on_with(dataset: Path, tmp_path:
     program("-c", tmp_path / "run", "-r", "-i", 4, "--num_workers", 0)
     program("-c", tmp_path / "run", "--test_only", "--num_workers", 0)
     assert results(tmp_path / "run")["method"] == method
-    assert load_checkpoint(tmp_path / "run" / run.FINAL)["args"]["own_scale"] == 0.5
+    assert load_checkpoint(tmp_path / "run" / FINAL)["args"]["own_scale"] == 0.5
 
 
 # Mistakes: one sentence each, and nothing in the way of the next try --------------------------------------------------
@@ -582,9 +584,9 @@ def assert_says(sentence: str, pattern: str) -> None:
         (["--method", f"{__file__}:Owm"], "unknown method in .*'Owm'"),
         (["--opt", "sdg"], "--opt.*invalid choice: 'sdg'"),
         (["--way", "two"], "--way.*'two'"),
-        (["--way", 0], "--way is 0: expected 1 or more"),
-        (["-lr", 0], "--learning_rate is 0.0: expected a positive number"),
-        (["-lr", "nan"], "--learning_rate is nan: expected a positive number"),
+        (["--way", 0], "--way is 0: expected 2 or more"),
+        (["-lr", 0], "--learning_rate is 0.0: expected more than 0"),
+        (["-lr", "nan"], "--learning_rate is nan: expected more than 0"),
         (["--img_size", 8], "--img_size is 8: expected 16"),
         (["--save_freq", -1], "--save_freq is -1: expected 0 or more"),
         (["--num_gpus", 99], "--num_gpus is 99, but this machine has"),
@@ -594,8 +596,8 @@ def assert_says(sentence: str, pattern: str) -> None:
         (["--test_only"], "holds no checkpoint to test"),
         (["--test_only", "-m", "absent.pt"], "no checkpoint absent.pt"),
         (["-m", "absent.pt"], "no checkpoint absent.pt"),
-        (["-m", run.BEST, "--val_iters", 99], f"no checkpoint {run.BEST}"),
-        (["-r"], "nothing to go on with.*leave out -r"),
+        (["-m", BEST, "--val_iters", 99], f"no checkpoint {BEST}"),
+        (["-r"], "nothing to resume.*leave out -r"),
         (["--method", "trx", "--temp_set", 4], "--temp_set 4 needs tuples of 1 to 3 steps"),
         (["--way", 8], "train has 7 classes, a 8-way episode needs 8"),
         (["--way_test", 7], "val has 6 classes, a 7-way episode needs 7"),
@@ -698,9 +700,9 @@ def test_a_bad_frame_is_named_and_the_run_goes_on_once_it_is_mended(
 
 
 def test_a_run_is_not_started_over(own_run: Path, dataset: Path, program: Program) -> None:
-    before = (own_run / run.FINAL).read_bytes()
-    assert_says(program.fails(*tiny_run(dataset, own_run)), "already holds a run; add -r .* or give another -c")
-    assert (own_run / run.FINAL).read_bytes() == before
+    before = (own_run / FINAL).read_bytes()
+    assert_says(program.fails(*tiny_run(dataset, own_run)), "already holds a run; add -r .*or give another -c")
+    assert (own_run / FINAL).read_bytes() == before
 
 
 def test_a_checkpoint_of_another_method_backbone_or_library_is_refused(
@@ -709,7 +711,7 @@ def test_a_checkpoint_of_another_method_backbone_or_library_is_refused(
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
     program(*tiny_run(dataset, tmp_path / "trx", "--method", "trx", "--trans_linear_out_dim", 8, "-i", 1))
     asked = ["-c", tmp_path / "test", "--test_only", "-m"]
-    checkpoint = tmp_path / "trx" / run.FINAL
+    checkpoint = tmp_path / "trx" / FINAL
     for flags, pattern in [
         ([tmp_path / "resnet.pth"], "not a checkpoint of this library"),
         ([checkpoint, "--method", "tsn"], "was trained with --method trx, not tsn"),
@@ -719,7 +721,7 @@ def test_a_checkpoint_of_another_method_backbone_or_library_is_refused(
         assert_says(program.fails(*asked, *flags), pattern)
         assert not (tmp_path / "test").exists()
     for stranger, pattern in [(checkpoint, "does not fit the model"), (tmp_path / "resnet.pth", "not a checkpoint of")]:
-        shutil.copy(stranger, own_run / run.LATEST)
+        shutil.copy(stranger, own_run / LATEST)
         assert_says(program.fails("-c", own_run, "-r", "-i", 8), pattern)
 
 
@@ -728,13 +730,13 @@ def test_a_truncated_or_malicious_checkpoint_is_refused(own_run: Path, tmp_path:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "victim"),)
 
-    path = own_run / run.LATEST
+    path = own_run / LATEST
     path.write_bytes(path.read_bytes()[:-5000])
-    for argv in (["-c", own_run, "-r", "-i", 8], ["-c", own_run, "--test_only", "-m", run.LATEST]):
-        assert_says(program.fails(*argv), f"{run.LATEST} is truncated or no PyTorch file")
+    for argv in (["-c", own_run, "-r", "-i", 8], ["-c", own_run, "--test_only", "-m", LATEST]):
+        assert_says(program.fails(*argv), f"{LATEST} is truncated or no PyTorch file")
     torch.save({"format": "few-shot-action-recognition/1", "args": Malicious()}, path)
-    for argv in (["-c", own_run, "-r", "-i", 8], ["-c", own_run, "--test_only", "-m", run.LATEST]):
-        assert_says(program.fails(*argv), f"{run.LATEST} was refused")
+    for argv in (["-c", own_run, "-r", "-i", 8], ["-c", own_run, "--test_only", "-m", LATEST]):
+        assert_says(program.fails(*argv), f"{LATEST} was refused")
     assert not (tmp_path / "victim").exists()
 
 
@@ -767,7 +769,7 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_checkpoint_survives(
     room: int, own_run: Path, tmp_path: Path, program: Program
 ) -> None:
     """Room for no more log, for no checkpoint, and for half of one."""
-    before = {name: (own_run / name).read_bytes() for name in (run.LATEST, run.BEST, run.FINAL, "results.json")}
+    before = {name: (own_run / name).read_bytes() for name in (LATEST, BEST, FINAL, "results.json")}
     code = on_a_disk_with_room_for(room, ["-c", own_run, "-r", "-i", 8, "--num_workers", 0], tmp_path / "err")
     err = (tmp_path / "err").read_text()
     assert (code, err.count("\n"), err[:7]) == (2, 1, "error: "), err

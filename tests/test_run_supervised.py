@@ -29,13 +29,13 @@ import run_supervised
 from backbones import build_backbone
 from clips.clip_dataset import epoch_order
 from clips.frame_sources import FrameFolder
+from clips.labelled_videos import mirrors_by_flag
 from clips.transforms import resize_short_side
 from data_prep import annotate, pack_lmdb
 from engine import supervised_settings
-from engine.flags import BEST, FINAL, LATEST
 from results.view_scores import ViewScores
-from run_supervised import COLUMNS, Trainer, learning_rate_at, mirror_of, mixed
-from utils import RunFolder, load_checkpoint, seed_everything
+from run_supervised import COLUMNS, Trainer, learning_rate_at, mixed
+from utils import BEST, FINAL, LATEST, RunFolder, load_checkpoint, seed_everything
 
 PROTOCOL = "3 frames by tsm sampling, 1 fixed clip(s) x 1 crop(s) of 16 px from a shorter side of 18 px"
 
@@ -711,7 +711,7 @@ def test_videos_with_several_labels_are_measured_by_mean_average_precision(
 
 def test_a_finished_run_says_so_and_changes_nothing(own_run: Path, program: Program) -> None:
     before = {path.name: path.read_bytes() for path in own_run.iterdir() if path.is_file()}
-    assert "this run is finished (2 epochs): raise --epochs" in program("-c", own_run, "-r", "--num_workers", 0)
+    assert "this run is finished (6 steps): raise --epochs" in program("-c", own_run, "-r", "--num_workers", 0)
     after = {path.name: path.read_bytes() for path in own_run.iterdir() if path.is_file()}
     assert after.keys() == before.keys()
     assert {name for name in before if before[name] != after[name]} <= {"args.json", "command.txt", "log.txt"}
@@ -924,7 +924,7 @@ SIDES = ["push left", "push right", "look left", "wave"]
     ],
 )
 def test_mirrored_clips_have_the_label_of_what_they_show(flip: str, expected: list[int | None] | None) -> None:
-    assert mirror_of(flip, SIDES) == expected
+    assert mirrors_by_flag(flip, SIDES) == expected
 
 
 @pytest.mark.parametrize(("flip", "told"), [("auto", True), ("label", False), ("on", False), ("off", False)])
@@ -938,7 +938,7 @@ def test_the_flip_that_was_asked_for_reaches_the_clips(
     out = program(*supervised_run(own_labelled, tmp_path / "run", *flags))
     assert ("clips of 2 classes are not mirrored, as of 'look left' (--flip label|on|off)" in out) == told
     trainer = trainer_of(supervised_run(own_labelled, tmp_path / "other", *flags))
-    assert trainer.clips.mirror == mirror_of(flip, trainer.classes)
+    assert trainer.clips.mirror == mirrors_by_flag(flip, trainer.classes)
 
 
 # Videos that cannot be read ------------------------------------------------------------------------------------------
@@ -986,7 +986,7 @@ def test_a_test_of_bad_videos_alone_is_one_sentence(own_labelled: Path, own_run:
     damage(*own_labelled.glob("test/*/*"))
     flags = ["--dataset", own_labelled, "--num_workers", 0, "--on_bad_video", "skip"]
     sentence = program.fails("-c", own_run, "--test_only", *flags)
-    assert_says(sentence, "none of the 9 videos of .*test could be read: see the log")
+    assert_says(sentence, "none of the 9 videos of .*test could be read: .*test/clap/clap_000/2.jpg is damaged")
 
 
 # Motion --------------------------------------------------------------------------------------------------------------
@@ -1088,9 +1088,9 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(self: Trainer) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "learn", stop)
+    monkeypatch.setattr(Trainer, "train", stop)
     assert run_supervised.main(supervised_run(labelled, tmp_path / "run")) == 130
-    assert capsys.readouterr().err == "stopped; go on from the last checkpoint with -r\n"
+    assert capsys.readouterr().err == "stopped; resume from the last checkpoint with -r\n"
 
 
 @pytest.mark.parametrize(
@@ -1106,18 +1106,18 @@ def test_ctrl_c_says_how_to_go_on(
         (["--epochs", -1], "--epochs is -1: expected 0 or more"),
         (["--batch_size", 0], "--batch_size is 0: expected 1 or more"),
         (["--batch_size", 13], "a batch of 13 clips was asked for, of 12 videos"),
-        (["-lr", 0], "--learning_rate is 0.0: expected a positive number"),
-        (["-lr", "nan"], "--learning_rate is nan: expected a positive number"),
+        (["-lr", 0], "--learning_rate is 0.0: expected more than 0"),
+        (["-lr", "nan"], "--learning_rate is nan: expected more than 0"),
         (["--weight_decay", "nan"], "--weight_decay is nan: expected 0 or more"),
-        (["--dropout", 1], "--dropout is 1.0: expected 0 or more, and less than 1"),
+        (["--dropout", 1], "--dropout is 1.0: expected 0 or more, less than 1"),
         (["--label_smoothing", -0.1], "--label_smoothing is -0.1: expected 0 or more"),
         (["--mixup", -1], "--mixup is -1.0: expected 0 or more"),
-        (["--img_size", 8], "--img_size is 8: expected 16 pixels or more"),
-        (["--img_size", 0], "--img_size is 0: expected 16 pixels or more"),
-        (["--crop_size", 0], "--crop_size is 0: expected 16 pixels or more"),
-        (["--short_side", 0], "do not fit into frames whose shorter side is 0"),
+        (["--img_size", 8], "--img_size is 8: expected 16 to 4096"),
+        (["--img_size", 0], "--img_size is 0: expected 16 to 4096"),
+        (["--crop_size", 0], "--crop_size is 0: expected 16 to 4096"),
+        (["--short_side", 0], "--short_side is 0: expected 16 to 4096"),
         (["--crop_size", 20, "--short_side", 18], "crops of 20 pixels do not fit into frames whose shorter side is 18"),
-        (["--crop", "scale_jitter", "--scale_range", 12, 20], "12 to 20 pixels, and 16 are cropped from it"),
+        (["--img_size", 20, "--crop", "scale_jitter", "--scale_range", 18, 24], "18 to 24 pixels, and 20 are cropped from it"),
         (["--crop", "scale_jitter", "--scale_range", 30, 20], "the smaller one first"),
         (["--scale_range", 30, 40], "--scale_range is for --crop scale_jitter, not multi_scale"),
         (["--num_clips", 3], "sampling tsm has 1 or 2 test clips, 3 were asked for"),
@@ -1137,13 +1137,13 @@ def test_ctrl_c_says_how_to_go_on(
         (["--root", "videos"], "--root is for lists of videos"),
         (["--class_names", "names.txt"], "--class_names is for lists of videos"),
         (["--first_label", 1], "--first_label is for lists of videos"),
-        (["-r"], "nothing to go on with.*leave out -r"),
+        (["-r"], "nothing to resume.*leave out -r"),
         (["-r", "--test_only"], "give one of them"),
         (["--test_only"], "holds no checkpoint to test.*--epochs 0"),
         (["--test_only", "-m", "absent.pt"], "no checkpoint absent.pt"),
         (["-m", "absent.pt"], "no checkpoint absent.pt"),
         (["-m", BEST, "--val_freq", 0], f"no checkpoint {BEST}"),
-        (["--timeout", 0], "--timeout is 0.0: expected a positive number"),
+        (["--timeout", 0], "--timeout is 0.0: expected more than 0"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -17,13 +17,13 @@ from run_folders import live_many_lives, results, rows
 from supervised_runs import curves, supervised_run
 
 import run_supervised
-from engine.flags import BEST, FINAL, LATEST
 from engine.processes import Processes
+from engine.program import TERMINATED
 from engine.row_store import RowStore
-from engine.training import TERMINATED
+from engine.view_calls import ViewCalls
 from results.view_scores import ViewScores
 from run_supervised import Trainer
-from utils import RunFolder, load_checkpoint
+from utils import BEST, FINAL, LATEST, RunFolder, load_checkpoint
 
 # Dropout, mixed clips, an optimiser with a memory, rates that change with every step, saves beside the ends of epochs, and
 # six views of each test video in calls of four, so that a validation takes two calls and a test eighteen.
@@ -37,7 +37,7 @@ CASES = {
 }
 MOMENTS = [
     (os, "fsync"), (os, "replace"), (RunFolder, "log"), (RunFolder, "row"), (RunFolder, "retire"), (RowStore, "write"),
-    (RowStore, "close"), (Trainer, "train_call"), (Trainer, "logits_of"), (Processes, "gather"),
+    (RowStore, "close"), (Trainer, "train_call"), (ViewCalls, "logits_of"), (Processes, "gather"),
 ]  # fmt: skip
 
 
@@ -180,13 +180,13 @@ def test_a_test_that_was_stopped_computes_what_it_lacks_and_no_more(
 ) -> None:
     folder, calls = tmp_path / "run", []
     assert stopped_when(nth(8, "write"), supervised_run(labelled, folder, *LONG)) == -signal.SIGKILL
-    logits_of = Trainer.logits_of
+    logits_of = ViewCalls.logits_of
 
-    def counted(self: Trainer, views: torch.Tensor) -> torch.Tensor:
+    def counted(self: ViewCalls, views: torch.Tensor) -> torch.Tensor:
         calls.append(len(views))
         return logits_of(self, views)
 
-    monkeypatch.setattr(Trainer, "logits_of", counted)
+    monkeypatch.setattr(ViewCalls, "logits_of", counted)
     assert quietly(["-c", folder, "-r", "--num_workers", 0], run_supervised.main) == 0
     assert calls == [4, 2] * (9 - 3), "two validations wrote twice each, the test three times"
 
@@ -345,15 +345,15 @@ def test_a_process_that_is_slow_to_look_loses_no_video(labelled: Path, tmp_path:
     ]
 
     def slow(own: list[str]) -> int:
-        view_logits = Trainer.view_logits
+        fill = ViewCalls.fill
 
-        def late(self: Trainer, dataset: Any, store: RowStore) -> Any:
+        def late(self: ViewCalls, store: RowStore, dataset: Any) -> Any:
             if not self.processes.is_first:
                 while not store.known.any():
                     store.refresh()
-            return view_logits(self, dataset, store)
+            return fill(self, store, dataset)
 
-        Trainer.view_logits = late  # type: ignore[method-assign]
+        ViewCalls.fill = late  # type: ignore[method-assign]
         return run_supervised.main(own)
 
     assert as_one_job([argv, argv], slow) == [0, 0]

@@ -12,7 +12,7 @@ from jobs import ROOT
 
 REUSES_MEMORY = """
 import resource, torch
-from engine.training import keep_freed_memory
+from engine.devices import keep_freed_memory
 keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(40):

@@ -243,7 +243,7 @@ def test_a_run_is_not_started_over_and_nothing_is_not_gone_on_with(tmp_path: Pat
     with pytest.raises(UserError, match="already holds a run; add -r"):
         RunFolder(tmp_path / "run")
     RunFolder(tmp_path / "run", resume=True)
-    with pytest.raises(UserError, match="nothing to go on with.*leave out -r"):
+    with pytest.raises(UserError, match="nothing to resume.*leave out -r"):
         RunFolder(tmp_path / "absent", resume=True)
 
 

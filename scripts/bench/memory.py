@@ -14,10 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-import run
-from engine.command_line import Row
-from engine.training import autocast, default_device, use_channels_last
+from engine.devices import autocast, default_device, use_channels_last
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from model import CNN_FSHead
+from results.terminal import Row
 
 GIB = 2**30
 CARDS = (8, 12, 24, 80)  # GB
@@ -36,8 +37,8 @@ HEADER: Row = ["setting", "peak", "how", "fits on"]
 
 
 def build(flags: str) -> CNN_FSHead:
-    args = run.build_parser().parse_args(["-c", "unused", "--no_pretrained", *flags.split()])
-    head = run.build_head(args)
+    args = build_parser(METHODS).parse_args(["-c", "unused", "--no_pretrained", *flags.split()])
+    head = build_head(args)
     use_channels_last(head)
     return head.train()
 

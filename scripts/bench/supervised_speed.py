@@ -25,7 +25,7 @@ from clips.frame_sampling import clip_sampling
 from clips.labelled_videos import SplitVideos
 from clips.transforms import InputSpec, MultiScaleCrop, ViewCrops
 from clips.video_split import Split
-from engine.training import autocast, default_device, use_channels_last
+from engine.devices import autocast, default_device, use_channels_last
 from scripts.bench.timing import SEQ_LEN, WAY, Comparison, cached_in, race, write_videos
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom

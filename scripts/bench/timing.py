@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 import torch
 
-from engine.command_line import Row
+from results.terminal import Row
 
 WAY, SEQ_LEN = 5, 8
 

@@ -1,0 +1,163 @@
+"""Episodes through a method: from frames, or from features of videos that are encoded once.
+
+A call is one forward pass over B episodes, a dict of tensors and lists with B in front.
+
+Letters: B episodes, N support videos, Q queries, K way, T frames, S feature steps, D feature width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from clips.transforms import InputSpec
+from engine.devices import autocast
+from engine.feature_store import FeatureStore, fingerprint, stored_episodes
+from engine.processes import Batch, Processes
+from video_reader import VideoDataset, read_episodes
+
+EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
+
+
+def collate(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several tasks of a VideoDataset as one call; frames stay channels-last."""
+    call: dict[str, Any] = {"bad_videos": [message for task in tasks for message in task["bad_videos"]]}
+    for name in tasks[0].keys() - {"bad_videos"}:
+        values = [task[name] for task in tasks]
+        if name in {"support_set", "target_set"}:
+            pixels = torch.stack([rearrange(value, "f c h w -> f h w c") for value in values])
+            call[name] = rearrange(pixels, "b f h w c -> b f c h w")
+        else:
+            call[name] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    return call
+
+
+def episode_of(call: dict[str, Any], b: int) -> dict[str, Tensor]:
+    """The tensors of one episode of a call."""
+    return {name: value[b] for name, value in call.items() if isinstance(value, Tensor)}
+
+
+class EpisodeCalls:
+    """The calls that this process makes of a method, and the method's answers.
+
+    What goes in is frames where it has to be - in training, with `--direct`, for a method that does not work on features
+    - and else stored features, or what the method's `describe` makes of them.
+    """
+
+    def __init__(
+        self, model: Any, input_spec: InputSpec, processes: Processes, args: argparse.Namespace, folder: Path
+    ) -> None:
+        """folder: for features that are kept no longer than an evaluation takes."""
+        self.model = model
+        self.input_spec = input_spec
+        self.processes = processes
+        self.device = processes.device
+        self.args = args
+        self.folder = folder
+        # A method that is trained on stored features needs these, not what it makes of them under weights that change.
+        self.stores_descriptions = model.condenses and not args.freeze_backbone
+
+    # What goes in ----------------------------------------------------------------------------------------------------
+
+    def of_training(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
+        """The calls of training batches: on stored features where the backbone is frozen, else on frames."""
+        if not self.args.freeze_backbone:
+            yield from self.on_frames(dataset, batches)
+            return
+        with self.feature_store(dataset) as store:
+            self.model.train()
+            yield from self.on_videos(dataset, batches, store)
+
+    def of_evaluation(
+        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
+    ) -> Iterator[dict[str, Any]]:
+        """The calls of the first `num_tasks` episodes."""
+        per_call = 1 if store is None else EPISODES_PER_CALL
+        batches = list(self.processes.shard(range(num_tasks), per_call * self.processes.size, per_call))
+        return self.on_videos(dataset, batches, store)
+
+    def on_videos(
+        self, dataset: VideoDataset, batches: Sequence[Batch], store: FeatureStore | None
+    ) -> Iterator[dict[str, Any]]:
+        """From stored features, or from frames if there is no store."""
+        if store is None:
+            return self.on_frames(dataset, batches)
+        return stored_episodes(store, dataset, batches, self.encoder(store, dataset))
+
+    def on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        calls = [call for batch in batches for call in batch.own_calls]
+        tasks = read_episodes(dataset, [index for call in calls for index in call], self.args.num_workers)
+        for call in calls:
+            yield collate([next(tasks) for _ in call])
+
+    def prepare(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Moves a call to the device; frames travel as uint8 and become normalised floats there."""
+        moved = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in call.items()}
+        for frames in {"support_set", "target_set"} & moved.keys():
+            moved[frames] = self.input_spec.normalise(moved[frames])
+        return moved
+
+    # What comes out --------------------------------------------------------------------------------------------------
+
+    def answers(self, call: dict[str, Any], *, described: bool = False) -> list[dict[str, Tensor]]:
+        """The model's outputs for each episode of a prepared call. described: its features are of `describe`."""
+        if "support_features" in call:
+            outputs = self.model.classify_episodes(
+                call["support_features"], call["support_labels"], call["target_features"], described=described
+            )
+        else:
+            images = (call["support_set"], call["support_labels"], call["target_set"])
+            with autocast(self.device, self.args.precision):
+                if len(call["target_labels"]) == 1:
+                    return [self.model(*(image[0] for image in images))]
+                outputs = self.model(*images)
+        return [episode_of(outputs, b) for b in range(len(call["target_labels"]))]
+
+    def logits(self, call: dict[str, Any]) -> Tensor:
+        """Of a call of an evaluation, (B, Q, K)."""
+        answers = self.answers(self.prepare(call), described=self.stores_descriptions)
+        return torch.stack([answer["logits"] for answer in answers])
+
+    # Stored features -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def feature_store(self, dataset: VideoDataset) -> Iterator[FeatureStore | None]:
+        """Features of a split under the present weights; None where frames have to be seen each time."""
+        if self.args.direct or not self.model.works_on_features:
+            yield None
+            return
+        self.model.eval()
+        size = self.input_spec.size
+        shape = self.encode(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
+        settings = {"reads": self.model.reads, "precision": self.args.precision, "device": self.device.type}
+        encoder = self.model if self.stores_descriptions else self.model.backbone
+        key = fingerprint(encoder, self.input_spec, dataset, **settings)
+        parent = Path(self.args.features or self.folder)
+        with self.processes.shared_store(
+            lambda: FeatureStore(parent, key, dataset.split, shape), keep=self.args.features is not None
+        ) as store:
+            yield store
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """uint8 clips (N, T, 3, H, W) -> what is stored of each: steps (N, S, D), maps (N, D, S, h, w), or a description."""
+        with torch.inference_mode():
+            with autocast(self.device, self.args.precision):
+                features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
+            return self.model.describe(features.float()) if self.stores_descriptions else features
+
+    def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], None]:
+        """What fills rows of a store, each process its share of them."""
+
+        def encode(rows: list[int]) -> None:
+            own = self.processes.share(sorted(rows))
+            store.encode(own, dataset, self.encode, num_workers=self.args.num_workers)
+            store.take_up(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
+
+        return encode

@@ -1,0 +1,94 @@
+"""The few-shot methods by name. To add one: inherit CNN_FSHead in model.py, and write a line in METHODS."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+
+from backbones import build_backbone
+from backbones.figures import print_backbones
+from clips.transforms import InputSpec
+from engine.devices import default_device, use_channels_last
+from engine.settings import build_parser, find_method
+from engine.training import input_spec_of, load_model_state
+from methods.arn import CNN_ARN
+from methods.cmn import CNN_CMN
+from methods.otam import CNN_OTAM
+from methods.pal import CNN_PAL
+from methods.similarity import (
+    CNN_BiMHM,
+    CNN_Chamfer,
+    CNN_ChamferPlusPlus,
+    CNN_ChamferQuery,
+    CNN_ChamferSupport,
+    CNN_Diagonal,
+    CNN_Linear,
+    CNN_Max,
+    CNN_Mean,
+)
+from model import CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead
+from utils import load_checkpoint
+
+METHODS: dict[str, type[CNN_FSHead]] = {
+    "tsn": CNN_TSN,
+    "trx": CNN_TRX,
+    "dual_prototypes": CNN_DualPrototypes,
+    "otam": CNN_OTAM,
+    "pal": CNN_PAL,
+    "cmn": CNN_CMN,
+    "arn": CNN_ARN,
+    "mean": CNN_Mean,
+    "max": CNN_Max,
+    "diag": CNN_Diagonal,
+    "linear": CNN_Linear,
+    "chamfer_q": CNN_ChamferQuery,
+    "chamfer_s": CNN_ChamferSupport,
+    "chamfer": CNN_Chamfer,
+    "chamfer++": CNN_ChamferPlusPlus,
+    "bimhm": CNN_BiMHM,
+}
+
+
+def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN_FSHead:
+    """The method that `args` name, on its own copy of them.
+
+    The copy also holds `trans_linear_in_dim`, the backbone's feature width, where classes written for the TRX-style
+    libraries look for it. `load_pretrained=False` leaves the backbone's weights to a checkpoint.
+    """
+    own_args = argparse.Namespace(**copy.deepcopy(vars(args)))
+    with torch.device("meta"):
+        backbone = build_backbone(args.backbone, seq_len=args.seq_len, **args.backbone_options)
+        own_args.trans_linear_in_dim = backbone.feature_dim
+    if not load_pretrained:
+        own_args.pretrained_backbone, own_args.no_pretrained = None, True
+    return find_method(args.method, METHODS)(own_args)
+
+
+def load_head(path: Path) -> tuple[CNN_FSHead, argparse.Namespace, InputSpec]:
+    """The method in a checkpoint, ready to answer: (model in eval mode on this machine's device, its settings, its input)."""
+    checkpoint = load_checkpoint(path)
+    saved = checkpoint["args"]
+    defaults = build_parser(METHODS, find_method(saved["method"], METHODS)).parse_args(
+        []
+    )  # of flags newer than the file
+    args = argparse.Namespace(**{**vars(defaults), **saved})
+    model = build_head(args, load_pretrained=False)
+    load_model_state(model, checkpoint, path)
+    use_channels_last(model)
+    return model.to(default_device()).eval(), args, input_spec_of(model.backbone, args)
+
+
+def print_list() -> None:
+    """Methods with their descriptions, backbones with parameters and feature widths."""
+    print("methods (--method), parameters of the head on resnet50:")
+    parser = build_parser(METHODS)
+    for name, head in METHODS.items():
+        with torch.device("meta"):
+            model = build_head(parser.parse_args(["--method", name, "--no_pretrained"]))
+        parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
+        print(f"  {name:16}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
+    print()
+    print_backbones()
