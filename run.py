@@ -364,8 +364,14 @@ class Learner(Training):
             for name in ("results.csv", "predictions.csv", "report.html", "results.json"):
                 self.run.retire(name)
         predictions.save(self.run.path / "predictions.csv")
-        write_report(self.run.path, results, predictions)
-        write_json(self.run.path / "results.json", results)  # last: its presence says that the test is done
+        write_json(self.run.path / "results.json", results)  # its presence says that the test is done
+        try:
+            write_report(self.run.path, results, predictions)
+        except Exception as error:  # a page that fails must not cost the numbers
+            self.run.log(
+                f"warning: report.html was not written ({type(error).__name__}: {error}); the numbers are in results.json "
+                "and predictions.csv"
+            )
 
 
 if __name__ == "__main__":

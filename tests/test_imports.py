@@ -78,6 +78,14 @@ def test_every_file_has_its_floor() -> None:
     assert len(list(ROOT.glob("*.py"))) == TOP_LEVEL
 
 
+def test_an_installation_has_every_floor() -> None:
+    """`pip install -e .` makes importable what pyproject.toml lists."""
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert {*listed["py-modules"], *listed["packages"]} == set().union(*FLOORS)
+    assert all((ROOT / room / "__init__.py").exists() for room in listed["packages"])
+
+
 def test_imports_go_downwards() -> None:
     # The benchmark compares methods with their literal forms, which are written for the tests.
     exceptions = {"scripts/benchmark.py imports tests"}
