@@ -12,12 +12,13 @@ import os
 import pickle
 import platform
 import random
+import re
 import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -140,10 +141,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON for every reader: where a number is infinite or not a number, it says null."""
+    """Writes JSON for every reader: where a number is infinite or not a number, it says null.
+
+    The bytes of a name that is not UTF-8 become escapes, from which `read_json` makes the same name again.
+    """
     text = json.dumps(_without_odd_numbers(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _without_odd_numbers(content: Any) -> Any:
@@ -159,6 +163,28 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"could not read {path} as JSON ({error}); restore it or start a new run folder") from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table with a header; see `csv_text`. Names that are not UTF-8 keep the bytes that they have on the disk."""
+    text = csv_text(columns, rows)
+    with atomic_write(path) as file:
+        file.write(text.encode(errors="surrogateescape"))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = True) -> str:
+    """CSV of what each row holds under the names of the columns: an empty cell where it holds nothing, and nothing more."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def printable(text: str) -> str:
+    """Text for people, with � for each byte of a name that is not UTF-8: screens, fonts and HTML take no such bytes."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -262,7 +288,7 @@ class RunFolder:
             return
         from tqdm import tqdm  # late, so that programs without bars do not pay for it
 
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
         sys.stdout.flush()
         if self._early_lines is not None:
             self._early_lines.append(line)
@@ -283,9 +309,7 @@ class RunFolder:
             return
         unknown = set(values) - set(self.columns)
         assert not unknown, f"log.csv has no column {unknown}"
-        line = io.StringIO()
-        csv.writer(line).writerow([values.get(column, "") for column in self.columns])
-        self._append("log.csv", line.getvalue())
+        self._append("log.csv", csv_text(self.columns, [values], header=False))
 
     def rows_size(self) -> int:
         """Bytes in log.csv now; a checkpoint keeps it so that rows written after it can be taken back."""
@@ -295,11 +319,13 @@ class RunFolder:
         """Cuts log.csv back to `size` bytes; 0 leaves just the header."""
         if not self.writes:
             return
-        header = (",".join(self.columns) + "\r\n").encode()
         path = self.path / "log.csv"
+        if size == 0:
+            write_csv(path, self.columns, [])
+            return
         rows = path.read_bytes() if path.exists() else b""
         with atomic_write(path) as file:
-            file.write(rows[:size] if size else header)
+            file.write(rows[:size])
 
     def scalars(self, tasks_done: int, **values: float) -> None:
         """Adds to TensorBoard's curves, over the number of finished tasks. Names have '__' for '/'."""

@@ -5,9 +5,7 @@ Letters: E episodes, Q queries of an episode, C classes of the split.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from utils import accuracy_interval, atomic_write
+from utils import accuracy_interval, write_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +88,17 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """One row per query: task, video, true and predicted class, confidence."""
-        text = io.StringIO()
-        rows = csv.writer(text)
-        rows.writerow(["task", "video", "true", "predicted", "confidence"])
-        for task in range(len(self.true)):
-            for q in range(self.true.shape[1]):
-                rows.writerow(
-                    [
-                        task,
-                        self.videos[task, q],
-                        self.classes[self.true[task, q]],
-                        self.classes[self.predicted[task, q]],
-                        f"{self.confidence[task, q]:.6f}",
-                    ]
-                )
-        with atomic_write(path) as file:
-            file.write(text.getvalue().encode(errors="surrogateescape"))
+        rows = (
+            {
+                "task": task,
+                "video": self.videos[task, q],
+                "true": self.classes[self.true[task, q]],
+                "predicted": self.classes[self.predicted[task, q]],
+                "confidence": f"{self.confidence[task, q]:.6f}",
+            }
+            for task, q in np.ndindex(self.true.shape)
+        )
+        write_csv(path, ["task", "video", "true", "predicted", "confidence"], rows)
 
 
 class Tally:

@@ -5,9 +5,7 @@ Letters: V videos, A views of each (crops times clips), C classes, L most labels
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import UserError, accuracy_interval, atomic_write
+from utils import UserError, accuracy_interval, atomic_write, write_csv
 
 FUSIONS = ("logits", "probabilities", "relu_logits")
 
@@ -191,14 +189,17 @@ def save_predictions(
     confidence: np.ndarray,
 ) -> None:
     """One row per video: its name, true classes, the five best by scores (V, C), and the confidence (V, C) in the first."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["video", "true", "predicted", "confidence", "top5"])
-    for video, own, top, share in zip(videos, labels, best(scores, 5), confidence, strict=True):
-        true = ";".join(classes[label] for label in own if label >= 0)
-        rows.writerow([video, true, classes[top[0]], f"{share[top[0]]:.6f}", ";".join(classes[c] for c in top)])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    rows = (
+        {
+            "video": video,
+            "true": ";".join(classes[label] for label in own if label >= 0),
+            "predicted": classes[top[0]],
+            "confidence": f"{share[top[0]]:.6f}",
+            "top5": ";".join(classes[c] for c in top),
+        }
+        for video, own, top, share in zip(videos, labels, best(scores, 5), confidence, strict=True)
+    )
+    write_csv(path, ["video", "true", "predicted", "confidence", "top5"], rows)
 
 
 def in_words(summary: dict[str, Any]) -> str:

@@ -24,11 +24,13 @@ from utils import (
     is_time,
     load_checkpoint,
     load_tensors,
+    printable,
     read_json,
     save_checkpoint,
     seed_everything,
     unknown_name,
     versions,
+    write_csv,
     write_json,
 )
 
@@ -144,6 +146,36 @@ def saved(tmp_path: Path) -> Path:
         path, {"model": {"w": torch.arange(600.0)}, "progress": {"tasks_done": 7, "best": 0.5}, "none": None}
     )
     return path
+
+
+def test_names_that_are_not_utf_8_come_back_from_every_file(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80 \\")  # Latin-1, then UTF-8, then a backslash
+    write_json(tmp_path / "n.json", {name: [name, "überholen"]})
+    assert read_json(tmp_path / "n.json") == {name: [name, "überholen"]}
+    assert "caf\\udce9 😀" in (tmp_path / "n.json").read_text(encoding="utf-8")  # each reader of JSON takes it
+    write_csv(tmp_path / "n.csv", ["name"], [{"name": name}])
+    assert (tmp_path / "n.csv").read_bytes() == b"name\r\n" + os.fsencode(name) + b"\r\n"
+    assert printable(name) == "caf� 😀 \\"
+
+
+def test_a_table_is_what_python_writes_row_by_row(tmp_path: Path) -> None:
+    columns = ["task", "name", "value"]
+    rows = [
+        {"task": 1, "name": 'a, "b"', "value": 0.1},
+        {"value": None, "task": 2, "further": "left out"},
+        {"task": "", "name": "two\nlines"},
+    ]
+    expected = b'task,name,value\r\n1,"a, ""b""",0.1\r\n2,,\r\n,"two\nlines",\r\n'
+    write_csv(tmp_path / "t.csv", columns, iter(rows))
+    assert (tmp_path / "t.csv").read_bytes() == expected
+
+
+def test_a_table_that_fails_halfway_leaves_the_earlier_one(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["n"], [{"n": 1}])
+    with pytest.raises(ZeroDivisionError):
+        write_csv(tmp_path / "t.csv", ["n"], ({"n": 1 // n} for n in (1, 0)))
+    assert (tmp_path / "t.csv").read_bytes() == b"n\r\n1\r\n"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_checkpoint_comes_back_and_loads_with_weights_only(saved: Path) -> None:
