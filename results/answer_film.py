@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from results.drawing import readable
-from results.report import LIGHT
+from results.style import LIGHT
 from utils import atomic_write
 
 SIDE, BORDER, CAPTION = 288, 8, 58  # pixels

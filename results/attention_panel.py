@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from results.drawing import bare, film_strip, readable, thinned, wrapped
-from results.report import LIGHT, SERIES
+from results.style import LIGHT, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

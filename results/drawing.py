@@ -15,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from results.report import LIGHT, SERIES
-from utils import atomic_write
+from results.style import LIGHT, SERIES
+from utils import atomic_write, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,8 @@ def class_colour(k: int) -> str:
 
 
 def readable(name: str) -> str:
-    """A class name as words."""
-    return name.replace("_", " ")
+    """A class name as words, in letters that a font can draw."""
+    return printable(name.replace("_", " "))
 
 
 def wrapped(text: str, width: int = 24, lines: int = 2) -> str:

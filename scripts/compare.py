@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import io
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -26,9 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.command_line import Parser, arguments, exit_code
 from results.drawing import save_picture
-from results.report import LIGHT, SERIES, house_style
+from results.style import LIGHT, SERIES, house_style
 from results.terminal import Row, terminal_table
-from utils import UserError, accuracy_interval, atomic_write, read_json
+from utils import UserError, accuracy_interval, atomic_write, printable, read_json, write_csv
 
 # What decides the episodes of a test, and the flag that sets it.
 EPISODE_SETTINGS = {
@@ -98,7 +97,7 @@ def read_run(path: Path, name: str) -> Run:
 def episode_accuracies(path: Path) -> np.ndarray:
     """Percent of the queries of each episode that were recognised, (E,), from predictions.csv."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             answers = [(int(row["task"]), row["true"] == row["predicted"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"could not read {path} ({error!r}): test the run again with --test_only") from error
@@ -181,7 +180,7 @@ def conditions(run: Run) -> str:
     results = run.results
     return (
         f"{results['way']}-way {results['shot']}-shot, {results['tasks']:,} episodes of "
-        f"{Path(results['dataset']).name}/{results['split']}, chance {100 / results['way']:.0f} %"
+        f"{printable(Path(results['dataset']).name)}/{results['split']}, chance {100 / results['way']:.0f} %"
     )
 
 
@@ -214,31 +213,22 @@ def latex(text: str) -> str:
     return "".join(special.get(letter, letter) for letter in text)
 
 
-def runs_csv(runs: Sequence[Run]) -> str:
+def write_runs(runs: Sequence[Run], path: Path) -> None:
     """A row for each run and size, with all its numbers."""
     columns = ["run", "method", "backbone", "way", "shot", "tasks", "accuracy", "ci95", "class_interval_low",
                "class_interval_high", "calibration_error", "selected_on", "episodes"]  # fmt: skip
-    return csv_text(
-        columns, [{"run": run.name, **run.results, **size} for run in runs for size in run.results["sizes"]]
-    )
+    rows = ({"run": run.name, **run.results, **size} for run in runs for size in run.results["sizes"])
+    write_csv(path, columns, rows)
 
 
-def differences_csv(runs: Sequence[Run]) -> str:
+def write_differences(runs: Sequence[Run], path: Path) -> None:
     """A row for each pair of runs: the first minus the second."""
     columns = ["run", "minus", *(field.name for field in dataclasses.fields(Difference))]
-    pairs = [
+    pairs = (
         {"run": run.name, "minus": other.name, **dataclasses.asdict(Difference.between(run, other))}
         for run, other in combinations(runs, 2)
-    ]
-    return csv_text(columns, pairs)
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    )
+    write_csv(path, columns, pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,8 +276,6 @@ def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
         "comparison.tex": "\n\n".join(
             [f"% {conditions(against)}; {footer}".replace("\n", "; "), *map(latex_table, tables)]
         ),
-        "comparison.csv": runs_csv(runs),
-        "differences.csv": differences_csv(runs),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -295,7 +283,9 @@ def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
         raise UserError(f"could not make the folder {folder}: {error.strerror}; give another --out") from error
     for name, text in texts.items():
         with atomic_write(folder / name) as file:
-            file.write(f"{text.rstrip()}\n".encode())
+            file.write(f"{text}\n".encode())
+    write_runs(runs, folder / "comparison.csv")
+    write_differences(runs, folder / "differences.csv")
     draw_comparison(runs, against, folder / "comparison.png")
 
 
@@ -315,7 +305,7 @@ def compare(args: argparse.Namespace) -> None:
         paths.insert(0, args.against)
     if len(paths) < 2:
         raise UserError("one run cannot be compared: name two or more run folders")
-    runs = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+    runs = [read_run(path, printable(name)) for path, name in zip(paths, short_names(paths), strict=True)]
     check_same_episodes(runs)
     place = 0 if args.against is None else [path.resolve() for path in paths].index(args.against.resolve())
     print(f"{conditions(runs[0])}\n\n{terminal_table(accuracy_table(runs, runs[place]))}\n")

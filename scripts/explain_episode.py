@@ -54,7 +54,7 @@ from results.drawing import (
     thinned,
     wrapped,
 )
-from results.report import LIGHT, SERIES, house_style
+from results.style import LIGHT, SERIES, house_style
 from utils import UserError, cos_sim
 from video_reader import VideoDataset
 

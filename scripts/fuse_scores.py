@@ -40,8 +40,8 @@ from results.view_scores import (
     save_predictions,
     summary,
 )
-from scripts.compare import csv_text, short_names, with_interval
-from utils import UserError, atomic_write, write_json
+from scripts.compare import short_names, with_interval
+from utils import UserError, write_csv, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,8 +322,7 @@ def fuse_scores(args: argparse.Namespace) -> None:
     if args.csv:
         rows = class_rows(ensemble)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        with atomic_write(args.csv) as file:
-            file.write(csv_text(columns, rows).encode(errors="surrogateescape"))
+        write_csv(args.csv, columns, rows)
     if args.predictions:
         confidence = probabilities(ensemble.scores, multi_label=ensemble.multi_label)
         save_predictions(

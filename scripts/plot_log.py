@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.command_line import Parser, arguments, check_output, exit_code
 from results.drawing import PICTURE_SUFFIXES, save_picture
-from results.report import LIGHT, cycled_series, house_style
+from results.style import LIGHT, cycled_series, house_style
 from scripts.compare import short_names
 from utils import UserError
 

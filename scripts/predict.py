@@ -32,7 +32,7 @@ from engine.command_line import Parser, arguments, check_output, exit_code
 from methods import load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
-from results.report import house_style
+from results.style import house_style
 from results.terminal import terminal_table
 from utils import UserError, atomic_write, write_json
 

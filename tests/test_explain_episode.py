@@ -19,7 +19,7 @@ from methods.otam import CNN_OTAM
 from model import CNN_TRX, CNN_FSHead
 from results.answer_film import write_answer_film
 from results.drawing import class_colour, film_strip, thinned, wrapped
-from results.report import LIGHT
+from results.style import LIGHT
 from scripts import explain_episode
 from scripts.explain_episode import Episode, answer_episode, best_shots, strongest_matches, used_cells
 from video_reader import VideoDataset

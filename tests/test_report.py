@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
+import dataclasses
+import fnmatch
+import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,10 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Program, tiny_run
+from conftest import CLASSES, Program, tiny_run, write_split
+from jinja2 import UndefinedError
 
 from results.evaluation import Predictions
-from results.report import DARK, LIGHT, RESULT_COLUMNS, results_table, write_report
+from results.report import RESULT_COLUMNS, page_environment, write_report
+from results.style import DARK, LIGHT
+from utils import read_json
+
+ROOT = Path(__file__).parent.parent
+LATIN = os.fsdecode(b"caf\xe9")  # the name of a file that an old system has written: no UTF-8
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -141,6 +150,20 @@ def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
         assert name in page.text
 
 
+@pytest.mark.parametrize(
+    "place", ["method", "backbone", "dataset", "split", "sealed_episodes", "checkpoint", "precision", "flag", "command"]
+)
+def test_whatever_is_shown_is_escaped(tmp_path: Path, place: str) -> None:
+    evil = "<script>alert('&amp;')</script>.py:Head"
+    (tmp_path / "args.json").write_text(json.dumps({"method": evil if place == "flag" else "trx"}))
+    (tmp_path / "command.txt").write_text(f"python run.py {evil if place == 'command' else ''}\n")
+    changes = {} if place in ("flag", "command") else {place: evil}
+    page = Page(page_of(tmp_path, predictions_of(["jump", "run"]), **changes))
+    assert not {"script"} & set(page.tags)
+    shown = Path(evil).name if place == "dataset" else evil
+    assert shown in " ".join(page.text)
+
+
 @pytest.mark.parametrize("classes", [2, 100])
 def test_one_episode_and_many_classes_can_be_reported(tmp_path: Path, classes: int) -> None:
     predictions = predictions_of([f"class {c}" for c in range(classes)], episodes=1 if classes == 2 else 100)
@@ -151,7 +174,9 @@ def test_the_table_has_a_row_for_every_size(tmp_path: Path) -> None:
     predictions = predictions_of(["jump", "run", "sit"])
     first = results_of(predictions)["sizes"][0]
     sizes = [first, {**first, "shot": 5, "accuracy": 71.5}, {**first, "way": 3, "accuracy": 50.25}]
-    rows = list(csv.DictReader(io.StringIO(results_table(results_of(predictions, sizes=sizes)))))
+    text = Page(page_of(tmp_path, predictions, sizes=sizes)).text
+    with open(tmp_path / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(RESULT_COLUMNS)
     assert [(row["way"], row["shot"], float(row["accuracy"])) for row in rows] == [
         ("2", "1", pytest.approx(200 / 3)),
@@ -159,7 +184,6 @@ def test_the_table_has_a_row_for_every_size(tmp_path: Path) -> None:
         ("3", "1", 50.25),
     ]
     assert {row["seed"] for row in rows} == {"3"}
-    text = Page(page_of(tmp_path, predictions, sizes=sizes)).text
     assert "Ways and shots" in text
     assert any(words.startswith("71.50") for words in text)
 
@@ -172,3 +196,50 @@ def test_a_run_writes_both(dataset: Path, tmp_path: Path, program: Program) -> N
     assert "tsn on conv4" in page.text
     assert "--shot_test 2 1" in " ".join(page.text)  # the command
     assert "--learning_rate" in page.text  # all flags
+
+
+def test_a_name_that_the_template_is_not_given_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedError, match="'accuracies' is undefined"):
+        page_environment().from_string("{{ accuracies }}").render(accuracy=1)
+    predictions = predictions_of(["jump", "run"])
+    results = results_of(predictions)
+    del results["precision"]
+    with pytest.raises(UndefinedError, match="precision"):
+        write_report(tmp_path, results, predictions)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]  # numbers come first, and no half a page
+
+
+def test_what_the_page_is_made_of_is_shipped() -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["*"]
+    for room in ("results", "backbones"):
+        data = [path.name for path in (ROOT / room).iterdir() if path.is_file() and path.suffix != ".py"]
+        assert data
+        for name in data:
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
+
+
+def test_names_that_are_not_utf_8_are_shown_and_kept(tmp_path: Path) -> None:
+    predictions = predictions_of([LATIN, "run"])
+    predictions = dataclasses.replace(predictions, videos=np.full(predictions.true.shape, f"{LATIN}/{LATIN}_1"))
+    (tmp_path / "args.json").write_text(json.dumps({"dataset": f"data/{LATIN}"}))
+    (tmp_path / "command.txt").write_bytes(b"python run.py --dataset data/caf\xe9\n")
+    text = " ".join(Page(page_of(tmp_path, predictions, dataset=f"data/{LATIN}", method=f"{LATIN}.py:Head")).text)
+    assert text.count("caf\N{REPLACEMENT CHARACTER}") >= 6  # heading, data set, both figures, flags and command
+    assert b"caf\xe9.py:Head" in (tmp_path / "results.csv").read_bytes()
+
+
+def test_a_run_on_names_that_are_not_utf_8_writes_everything(tmp_path: Path, program: Program) -> None:
+    data, folder = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "val", "test"):
+        try:
+            write_split(data / split, [LATIN, *CLASSES[split][:2]], videos=3, frames=3)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    program(*tiny_run(data, folder, "-i", 0, "--way", 3))
+    assert "caf\N{REPLACEMENT CHARACTER}" in " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
+    with open(folder / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert LATIN in {row["true"] for row in csv.DictReader(file)}
+    assert b"caf\xe9/caf\xe9_" in (folder / "predictions.csv").read_bytes()
+    assert read_json(folder / "results.json")["tasks"] == 3
