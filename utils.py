@@ -250,6 +250,11 @@ class RunFolder:
         self._early_lines: list[str] | None = None if resume else []  # logged before `start` has made the folder
         self._board: Any = None
         has_run = (self.path / "args.json").exists()
+        if printable(str(path)) != str(path):
+            raise UserError(
+                f"the run folder {printable(str(path))} has a name that is not UTF-8, which TensorBoard cannot write to; give "
+                "another -c"
+            )
         if resume and not has_run:
             raise UserError(f"nothing to resume: {self.path} holds no args.json; leave out -r to start a new run")
         if resume:

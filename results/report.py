@@ -10,10 +10,9 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from results.charts import (
@@ -27,6 +26,9 @@ from results.charts import (
 from results.evaluation import Predictions
 from results.style import DARK, LIGHT, house_style, svg
 from utils import atomic_write, printable, read_json, write_csv
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 
@@ -69,10 +71,12 @@ def report_page(run_folder: Path, results: Mapping[str, Any], predictions: Predi
         )
 
 
-def page_environment(folder: Path = HERE) -> Environment:
-    """Templates of a folder: all that they print is escaped and can be shown, and a name that is not given is an error."""
+def page_environment() -> Environment:
+    """This folder's templates: all that they print is escaped and can be shown; a name that they are not given is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: training and --help need none
+
     return Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),

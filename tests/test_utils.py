@@ -300,6 +300,21 @@ def test_rows_have_fixed_columns_and_can_be_taken_back(tmp_path: Path) -> None:
         folder.row(acuracy=3)
 
 
+def test_a_run_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run folder .*caf\N{REPLACEMENT CHARACTER} has a name that is not UTF-8"):
+        RunFolder(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_a_name_that_is_not_utf_8_is_logged_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, folder = os.fsdecode(b"caf\xe9"), RunFolder(tmp_path / "run")
+    folder.start({"dataset": name}, ["--dataset", name])
+    folder.log(f"class {name} has no video")
+    assert capsys.readouterr().out == "class caf\N{REPLACEMENT CHARACTER} has no video\n"
+    assert b"class caf\xe9 has no video" in (tmp_path / "run/log.txt").read_bytes()
+    assert b"caf\xe9" in (tmp_path / "run/command.txt").read_bytes()
+    assert read_json(tmp_path / "run/args.json") == {"dataset": name}
+
+
 def test_a_folder_that_does_not_write_leaves_no_trace(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writes=False)
     folder.start({}, ["run.py"])
