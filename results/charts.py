@@ -45,7 +45,7 @@ def class_figure(predictions: Predictions, way: int) -> Figure:
     asked = np.flatnonzero(~np.isnan(accuracies))
     order = asked[np.argsort(accuracies[asked], kind="stable")]
     few = len(order) <= FEW
-    names = [in_two_lines(predictions.classes[c], 34 if few else 50) for c in order]
+    names = [shown_name(predictions.classes[c], 34 if few else 50) for c in order]
     row = 0.34 if any("\n" in name for name in names) else 0.24
     figure, axes = new_axes(5.4 if few else 9.5, 0.75 + row * len(order))
     axes.barh(range(len(order)), accuracies[order], height=0.66, color=LIGHT["accent"])
@@ -68,7 +68,8 @@ def confusion_figure(predictions: Predictions) -> Figure:
     confusion = predictions.confusion()
     asked = np.flatnonzero(confusion.sum(axis=1))
     shares = confusion[np.ix_(asked, asked)] / confusion[asked].sum(axis=1, keepdims=True)
-    names = [in_two_lines(predictions.classes[c]) for c in asked]
+    width, lines = (34, 2) if len(asked) <= FEW else (50, 1)
+    names = [shown_name(predictions.classes[c], width, lines) for c in asked]
     longest = max(len(line) for name in names for line in name.split("\n"))
     numbered = len(asked) > FEW or longest > 20  # names of columns would take more room than the matrix
     side = max(3.0, min(0.36, 7.6 / len(asked)) * len(asked))
@@ -137,9 +138,9 @@ def reliability_figure(predictions: Predictions) -> Figure:
     return figure
 
 
-def in_two_lines(name: str, width: int = 34) -> str:
-    """A class name in two lines of so many letters at most, which a font can draw."""
-    return wrapped(printable(name), width)
+def shown_name(name: str, width: int, lines: int = 2) -> str:
+    """A class name in so many lines of so many letters at most, which a font can draw."""
+    return wrapped(printable(name), width, lines)
 
 
 def new_figure(width: float, height: float) -> Figure:
