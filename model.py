@@ -190,9 +190,9 @@ def distribute(head: CNN_FSHead) -> None:
     weights: theirs is spread as any other's.
     """
     head.distribute_model()
-    for name, part in list(head.named_children()):
-        if isinstance(part, nn.DataParallel):
-            setattr(head, name, part.module)
+    for name, module in list(head.named_children()):
+        if isinstance(head, CNN_FSHead) and isinstance(module, nn.DataParallel):
+            setattr(head, name, module.module)
             if name == "backbone":
                 CNN_FSHead.distribute_model(head)
 
@@ -702,9 +702,10 @@ class CNN_DualPrototypes(CNN_FSHead):
         )
         group.add_argument(
             "--dp_cosine_axis",
-            choices=["feature", "tuple"],
-            default="feature",
-            help="of the code variant's query-specific score; tuple, across tuples in each channel, is what the code does",
+            choices=["tuple", "feature"],
+            default="tuple",
+            help="of the code variant's query-specific score; tuple: across tuples in each channel, as the released code; "
+            "feature: across channels, as of its other score",
         )
         group.add_argument(
             "--dp_scale",

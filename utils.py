@@ -226,6 +226,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this library: expected format '{CHECKPOINT_FORMAT}', found "
             f"{found or 'none'}; weights of another library are given with --pretrained_backbone"
         )
+    missing = [part for part in ("args", "progress", "model") if not isinstance(checkpoint.get(part), dict)]
+    if missing:
+        raise UserError(f"{path} lacks {' and '.join(missing)}: expected a whole checkpoint, give another")
     return checkpoint
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from backbones import blvnet, c3d, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
 from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
+from backbones.own_code import import_from_file, is_own_code
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
 from utils import UserError, unknown_name
@@ -79,23 +78,6 @@ BACKBONES: dict[str, BackboneEntry] = {
 }
 
 
-def import_from_file(reference: str, kind: str) -> Any:
-    """The object behind 'path/to/file.py:Name', a user's own class or function, imported from where it lies."""
-    path, _, name = reference.rpartition(":")
-    if not Path(path).is_file():
-        raise UserError(f"no file {path or reference} for {kind} '{reference}': expected path/to/file.py:Name")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        found = [n for n, value in vars(module).items() if callable(value) and value.__module__ == module.__name__]
-        raise unknown_name(f"{kind} in {path}", name, found)
-    return getattr(module, name)
-
-
 def build_backbone(
     name: str, *, seq_len: int, pretrained: str | bool = False, inflation: str = "mean", **options: Any
 ) -> Backbone:
@@ -108,7 +90,7 @@ def build_backbone(
     """
     if name in BACKBONES:
         entry = BACKBONES[name]
-    elif ":" in name:
+    elif is_own_code(name):
         entry = BackboneEntry(import_from_file(name, "backbone"))
     else:
         raise unknown_name("backbone", name, BACKBONES)
@@ -116,6 +98,10 @@ def build_backbone(
     if unknown:
         raise UserError(f"backbone {name} has no option {', '.join(sorted(unknown))}; see its builder's docstring")
     backbone = entry.build(seq_len=seq_len, **options)
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"backbone {name} gives a {type(backbone).__name__}: expected a backbones.Backbone, such as FrameBackbone"
+        )
     net = getattr(backbone, "net", backbone)
     if pretrained is True:
         if entry.weights is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbones.own_code import blame
 from clips.frame_sources import BadVideo
 from utils import UserError
 
@@ -149,12 +150,15 @@ def exit_code(work: Callable[[], int | None], *, after_ctrl_c: str = "stopped") 
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or bars gets question marks, not a stack trace
     try:
         return work() or 0
-    except (UserError, BadVideo) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
     except KeyboardInterrupt:
         print(after_ctrl_c, file=sys.stderr)
         return STOPPED
+    except Exception as error:
+        sentence = str(error) if isinstance(error, (UserError, BadVideo)) else blame(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return MISTAKE
 
 
 def check_output(path: Path, flag: str, suffixes: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES
+from backbones.own_code import content_hash, is_own_code
 from engine.command_line import FlagGroup, KeyValues, Parser
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
@@ -36,6 +37,10 @@ def add_run_flags(parser: Parser, *, unit: str, print_freq: int, save_freq: int)
     group.add_argument(
         "--test_model_name", "-m", per_start=True,
         help="checkpoint to test: a path, or a file name in -c; unset: the best on validation, else the final one",
+    )  # fmt: skip
+    group.add_argument(
+        "--trust_checkpoint", action="store_true", per_start=True,
+        help="run code from files that the run or checkpoint names and this command line does not",
     )  # fmt: skip
     group.add_argument(
         "--list", action="store_true", per_start=True, help="print what can be named, with sizes, and stop"
@@ -148,7 +153,7 @@ def first_look(argv: Sequence[str], names: Sequence[str] = ()) -> argparse.Names
     """The flags that decide what all others mean: those of the run folder, and `names`."""
     parser = Parser(add_help=False, recipes=True)
     add_run_flags(parser, unit="step", print_freq=1, save_freq=1)
-    for name in names:
+    for name in ("--method", "--backbone", "--episodes", *names):
         parser.add_argument(name)
     return parser.parse_known_args(argv)[0]
 
@@ -171,6 +176,7 @@ def parse_run(
     if early.resume_from_checkpoint and early.test_only:
         raise UserError("-r resumes training and --test_only does not train: give one of them")
     saved = inherited_settings(early)
+    check_trust(early, saved)
     parser = build_parser(early, saved)
     per_start = {action.dest for action in parser.flags() if action.per_start}
     inherited = {name: value for name, value in saved.items() if name not in per_start}
@@ -178,7 +184,28 @@ def parse_run(
     args = parser.parse_args(argv)
     args.test_model_name = early.test_model_name
     check_inherited(args, inherited, parser)
+    named = [name for name in (getattr(args, "method", ""), args.backbone) if is_own_code(name)]
+    args.own_code = {name: content_hash(name) for name in named}
     return args
+
+
+def check_trust(early: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """A run or checkpoint is data, not orders. Raises UserError where it would run code that this command line does not
+    name, and forgets the folder it kept features in, where a test would write."""
+    for name in ("method", "backbone"):
+        found = saved.get(name)
+        is_named = early.trust_checkpoint or getattr(early, name, None) == found
+        if isinstance(found, str) and is_own_code(found) and not is_named:
+            raise UserError(
+                f"{early.test_model_name or early.checkpoint_dir} wants to run code from {found.rpartition(':')[0]}: if that "
+                f"is what you want, say so by --{name} {found}, or by --trust_checkpoint"
+            )
+    if early.test_only:
+        saved.pop("features", None)
+        if saved.get("episodes") and not early.episodes and not Path(saved["episodes"]).exists():
+            raise UserError(
+                f"the sealed episodes {saved['episodes']} of {early.test_model_name} are not there: give them with --episodes"
+            )
 
 
 def inherited_settings(early: argparse.Namespace) -> dict[str, Any]:

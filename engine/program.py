@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from backbones.own_code import blame
 from clips.frame_sources import BadVideo
 from engine.command_line import MISTAKE, STOPPED
 from engine.devices import keep_freed_memory
@@ -91,7 +92,8 @@ class Program:
 
 
 def outcome_of(error: BaseException) -> tuple[int | None, str]:
-    """Exit code and sentence; None as the code of an error that is ours."""
+    """Exit code and sentence; None as the code of an error that is ours. Below the sentence about an error of the user's
+    own code stands its traceback."""
     if isinstance(error, torch.OutOfMemoryError):
         return MISTAKE, (
             f"the GPU's memory is full ({str(error).partition('. ')[0]}): use --precision bf16, --checkpoint_activations, "
@@ -103,7 +105,8 @@ def outcome_of(error: BaseException) -> tuple[int | None, str]:
         return STOPPED, "stopped; resume from the last checkpoint with -r"
     if isinstance(error, Terminated):
         return TERMINATED, "terminated; resume from the last checkpoint with -r"
-    return None, ""
+    sentence = blame(error)
+    return (MISTAKE if sentence else None), sentence or ""
 
 
 def resumed_if_restarted(argv: list[str]) -> list[str]:

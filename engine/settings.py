@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backbones import import_from_file
+from backbones.own_code import import_from_file, is_own_code
 from clips.frame_sampling import SAMPLINGS
 from clips.video_split import FORMATS
 from engine.command_line import Parser
@@ -161,10 +161,10 @@ def find_method(name: str, methods: Methods) -> type[Any]:
     """The head class of a name in `methods`, or of path/to/file.py:Class."""
     if name in methods:
         return methods[name]
-    if ":" not in name:
+    if not is_own_code(name):
         raise unknown_name("method", name, methods)
     head = import_from_file(name, "method")
-    if not (isinstance(head, type) and callable(getattr(head, "distribute_model", None))):
+    if not isinstance(head, type):
         raise UserError(f"--method {name} is no subclass of CNN_FSHead: expected a class that extends model.CNN_FSHead")
     return head
 
@@ -187,7 +187,7 @@ def parse_args(argv: Sequence[str], methods: Methods, *, description: str | None
         name = early.method or saved.get("method")
         return build_parser(methods, find_method(name, methods) if name else None, description=description)
 
-    args = parse_run(argv, parser_of, decisive=["--method"])
+    args = parse_run(argv, parser_of)
     if not args.list:
         check_args(args)
     return args

@@ -195,6 +195,11 @@ class Training:
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Loads a checkpoint; only its weights are used when testing."""
         load_model_state(self.model, checkpoint, Path(self.args.test_model_name or self.run.path / LATEST))
+        for reference, content in checkpoint["args"].get("own_code", {}).items():
+            if self.args.own_code.get(reference) != content:
+                self.run.log(
+                    f"warning: the code in {reference.rpartition(':')[0]} has changed since the run was started"
+                )
         if self.args.test_only:
             return
         for role in checkpoint["splits"].keys() & self.splits.keys() - {"test"}:
@@ -203,8 +208,14 @@ class Training:
                     f"the videos of {self.splits[role].root} are not those this run was started on: restore them to resume "
                     "it, or start a new run with another -c"
                 )
-        self.progress = self.progress_type(**checkpoint["progress"])
-        self.steps.load_state_dict(checkpoint)
+        try:
+            self.progress = self.progress_type(**checkpoint["progress"])
+            self.steps.load_state_dict(checkpoint)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.run.path / LATEST} is not of this run ({type(error).__name__}: {error}): expected the state of its "
+                "optimiser and its counters; restore the file, or start a new run with another -c"
+            ) from error
         self.run.rewind_rows(self.progress.rows_size)
         self.run.log(f"resuming after {self.progress.done} {self.unit}s")
 

@@ -129,17 +129,19 @@ class Program:
 
     def fails(self, *argv: object) -> str:
         """The one sentence of a program that is used wrongly, without 'error: ' before it."""
+        (sentence,) = self.fails_in_own_code(*argv)
+        return sentence
+
+    def fails_in_own_code(self, *argv: object) -> list[str]:
+        """The sentence of a program that fails, and the lines below it: the traceback of code that its user has brought."""
         self._capture.readouterr()
         code = self._main([str(flag) for flag in argv])
         self.out, err = self._capture.readouterr()
         assert code == 2, err
         assert err.startswith("error: ")
         assert err.endswith("\n")
-        sentence = err[len("error: ") : -1]
-        assert sentence
-        assert "\n" not in sentence
         assert "Traceback" not in self.out + err
-        return sentence
+        return err[len("error: ") : -1].split("\n")
 
 
 @pytest.fixture

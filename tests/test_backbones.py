@@ -12,9 +12,10 @@ from torchvision.models.video import MViT as TorchvisionMViT
 from torchvision.models.video import SwinTransformer3d
 from torchvision.models.video.mvit import MSBlockConfig
 
-from backbones import BACKBONES, Backbone, build_backbone, import_from_file
+from backbones import BACKBONES, Backbone, build_backbone
 from backbones.backbone import FrameBackbone
 from backbones.figures import figures
+from backbones.own_code import import_from_file
 from backbones.torchvision_video import MViT, VideoSwin
 from clips.transforms import InputSpec
 from engine.devices import use_channels_last

@@ -19,7 +19,7 @@ OPTIONS = [
     "tsn --tsn_distance mean_cosine",
     "tsn --tsn_distance sqeuclid",
     "dual_prototypes --dp_variant code",
-    "dual_prototypes --dp_variant code --dp_cosine_axis tuple",
+    "dual_prototypes --dp_variant code --dp_cosine_axis feature",
     "otam --otam_hard_test",
     "otam --otam_shot_reduce feature",
     "pal --pal_prototype_loss sigmoid",

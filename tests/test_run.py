@@ -561,8 +561,8 @@ def test_a_head_of_ones_own_is_trained_and_gone_on_with(dataset: Path, tmp_path:
     )
     method = f"{tmp_path}/own.py:Own"
     program(*tiny_run(dataset, tmp_path / "run", "--method", method, "--own_scale", 0.5, "-i", 2))
-    program("-c", tmp_path / "run", "-r", "-i", 4, "--num_workers", 0)
-    program("-c", tmp_path / "run", "--test_only", "--num_workers", 0)
+    program("-c", tmp_path / "run", "-r", "-i", 4, "--num_workers", 0, "--method", method)
+    program("-c", tmp_path / "run", "--test_only", "--num_workers", 0, "--method", method)
     assert results(tmp_path / "run")["method"] == method
     assert load_checkpoint(tmp_path / "run" / FINAL)["args"]["own_scale"] == 0.5
 
