@@ -123,6 +123,13 @@ class CNN_FSHead(nn.Module):
         """As `classify`, from what `describe` made of each video, (B, N, ...) and (B, Q, ...)."""
         return self.classify(support, support_labels, target)
 
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """What `classify` compares, to be drawn: "logits" (B, Q, K) and whatever else, each with B in front.
+
+        A method that can be explained returns more. Each of the names that results/panels.py knows gets a panel there.
+        """
+        return {"logits": self.classify_episodes(support_features, support_labels, target_features)["logits"]}
+
     def classify_episodes(
         self, support: Tensor, labels: Tensor, target: Tensor, *, described: bool = False
     ) -> dict[str, Tensor]:
@@ -284,6 +291,16 @@ class CNN_TSN(CNN_FSHead):
         # |f - p|^2 without |f|^2, which is the same for every class of a query and so changes neither loss nor answer.
         similarities = 2 * target @ prototypes.mT - rearrange(prototypes.square().sum(-1), "b k -> b 1 k")
         return self.scale(similarities / target.shape[-1])
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """ "logits" (B, Q, K), and "shot_logits" (B, Q, K, J): what they would be by each support video alone, else 0."""
+        alone = torch.arange(support_labels.shape[1], device=support_labels.device).expand_as(support_labels)
+        by_shot = self.classify(support_features, alone, target_features)  # (B, Q, N)
+        shots, _ = group_by_class(rearrange(by_shot, "b q n -> b n q"), support_labels)
+        return {
+            "logits": self.classify(support_features, support_labels, target_features),
+            "shot_logits": rearrange(shots, "b k j q -> b q k j"),
+        }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -487,6 +504,26 @@ class CNN_TRX(CNN_FSHead):
         support, present = group_by_class(support_features, support_labels)
         logits = [transformer(support, present, target_features) for transformer in self.transformers]
         return torch.stack(logits).mean(dim=0)
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """ "logits" (B, Q, K), "cardinalities" (B, C), those of `--temp_set`, and for each such W
+
+        "tuples_W" (B, M, W): their steps, from 0; "attention_W" (B, Q, K, M, J, M): how much a query's tuple looks at each
+        tuple of a class, 1 in all for a query tuple and a class.
+        """
+        support, present = group_by_class(support_features, support_labels)
+        shown = {
+            "logits": self.classify(support_features, support_labels, target_features),
+            "cardinalities": torch.tensor(self.args.temp_set).expand(len(support), -1),
+        }
+        for transformer in self.transformers:
+            assert isinstance(transformer, TemporalCrossTransformer)
+            cardinality = transformer.k_linear.cardinality
+            attention = transformer.attention(transformer.pe(support), present, transformer.pe(target_features))
+            shown[f"attention_{cardinality}"] = rearrange(attention, "b k q t j u -> b q k t j u")
+            tuples = torch.tensor(list(combinations(range(self.num_steps), cardinality)))
+            shown[f"tuples_{cardinality}"] = tuples.expand(len(support), -1, -1)
+        return shown
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -544,17 +544,19 @@ class CNN_ARN(CNN_FSHead):
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """What the method looks at: "logits" (B, Q, K), and as far as the variant has them, attention in (0, 1).
 
-        "support_spatial" (B, N, S, h, w) and "target_spatial" (B, Q, S, h, w), the same at all steps of a clip;
-        "support_temporal" (B, N, S) and "target_temporal" (B, Q, S).
+        "support_spatial" (B, K, J, S, h, w) and "target_spatial" (B, Q, S, h, w), the same at all steps of a clip;
+        "support_temporal" (B, K, J, S) and "target_temporal" (B, Q, S). What is no shot has 0.
         """
         compared = self.compare(support_features, support_labels, target_features)
         videos, steps = (len(support_features), -1), support_features.shape[3]
         parts = [support_features.shape[1], target_features.shape[1]]
-        shown = {"logits": compared.logits}
+        attention = {}
         if compared.attended.spatial is not None:
-            spatial = repeat(compared.attended.spatial, "l 1 1 h w -> l s h w", s=steps).unflatten(0, videos)
-            shown["support_spatial"], shown["target_spatial"] = spatial.split(parts, dim=1)
+            attention["spatial"] = repeat(compared.attended.spatial, "l 1 1 h w -> l s h w", s=steps)
         if compared.attended.temporal is not None:
-            temporal = rearrange(compared.attended.temporal, "l 1 s 1 1 -> l s").unflatten(0, videos)
-            shown["support_temporal"], shown["target_temporal"] = temporal.split(parts, dim=1)
+            attention["temporal"] = rearrange(compared.attended.temporal, "l 1 s 1 1 -> l s")
+        shown = {"logits": compared.logits}
+        for name, values in attention.items():
+            of_support, shown[f"target_{name}"] = values.unflatten(0, videos).split(parts, dim=1)
+            shown[f"support_{name}"], _ = group_by_class(of_support, support_labels)
         return shown

@@ -32,9 +32,13 @@ class SaliencyDescriptor(nn.Module):
             self.merge.weight.copy_(torch.eye(width).repeat(1, num_slots))  # at first, the sum of the slots
             self.merge.bias.zero_()
 
+    def saliency(self, steps: Tensor) -> Tensor:
+        """How each step is shared out to the slots: (..., S, D) -> (..., S, H), 1 in all for a step."""
+        return (steps @ self.slots.mT / math.sqrt(steps.shape[-1])).softmax(dim=-1)
+
     def forward(self, steps: Tensor) -> Tensor:
         """(..., S, D) -> (..., D)."""
-        shares = (steps @ self.slots.mT / math.sqrt(steps.shape[-1])).softmax(dim=-1)  # (..., S, H)
+        shares = self.saliency(steps)
         residuals = shares.mT @ steps - rearrange(shares.sum(dim=-2), "... h -> ... h 1") * self.slots  # (..., H, D)
         return self.merge(F.normalize(residuals, dim=-1).flatten(-2))
 
@@ -61,3 +65,19 @@ class CNN_CMN(CNN_FSHead):
         prototypes = mean_over_shots(support, present[..., None], dim=2)  # (B, K, D)
         target = self.descriptor(target_features)
         return -(rearrange(target, "b q d -> b q 1 d") - rearrange(prototypes, "b k d -> b 1 k d")).square().sum(dim=-1)
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """Beside "logits" (B, Q, K), how steps are shared out to slots, and how near each shot is.
+
+        "support_saliency" (B, K, J, S, H) and "target_saliency" (B, Q, S, H), 1 in all for a step; "shot_logits"
+        (B, Q, K, J): minus the squared distance of a query to each shot, 0 where there is none.
+        """
+        support, present = group_by_class(support_features, support_labels)
+        shots, target = self.descriptor(support), self.descriptor(target_features)
+        apart = rearrange(target, "b q d -> b q 1 1 d") - rearrange(shots, "b k j d -> b 1 k j d")
+        return {
+            "logits": self.classify(support_features, support_labels, target_features),
+            "shot_logits": -apart.square().sum(dim=-1).masked_fill(~present[:, None], 0),
+            "support_saliency": self.descriptor.saliency(support),
+            "target_saliency": self.descriptor.saliency(target_features),
+        }

@@ -106,7 +106,14 @@ class CNN_OTAM(CNN_Similarity):
         """As of every similarity method, and the best alignments, 1 where two steps meet, all (B, Q, K, J, L, M).
 
         "path": every support step meets one query step; "reverse_path": every query step meets one support step.
+        "shot_similarities" (B, Q, K, J) are minus the costs of aligning with each shot, 0 where there is none.
         """
         shown = super().explain(support_features, support_labels, target_features)
-        costs = 1 - shown["similarities"]
-        return {**shown, "path": best_path(costs), "reverse_path": best_path(costs.mT).mT}
+        similarities = shown["similarities"]
+        _, present = self.group_support(support_features, support_labels)
+        return {
+            **shown,
+            "shot_similarities": self.video_similarity(similarities).masked_fill(~present[:, None], 0),
+            "path": best_path(1 - similarities),
+            "reverse_path": best_path((1 - similarities).mT).mT,
+        }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
@@ -68,6 +68,25 @@ class CNN_PAL(CNN_FSHead):
     def attend(self, videos: Tensor, support: Tensor) -> Tensor:
         """What videos (B, V, D) find in the support (B, N, D) of all classes: (B, V, D)."""
         return self.attention(videos, support, support, need_weights=False)[0]
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        """Beside "logits" and "cosines" (B, Q, K), how much videos look at each support video, 1 in all for each of them.
+
+        "support_attention" (B, K, J, K, J): shots (first K, J) at shots; "target_attention" (B, Q, K, J): queries at shots.
+        """
+        support = reduce(support_features, "b n s d -> b n d", "mean")
+        target = reduce(target_features, "b q s d -> b q d", "mean")
+        attended, of_support = self.attention(support, support, support)
+        _, of_target = self.attention(target, support + attended, support + attended)
+
+        def by_class(attention: Tensor) -> Tensor:
+            """(B, V, N) -> (B, V, K, J)."""
+            grouped, _ = group_by_class(rearrange(attention, "b v n -> b n v"), support_labels)
+            return rearrange(grouped, "b k j v -> b v k j")
+
+        of_shots, _ = group_by_class(by_class(of_support), support_labels)
+        shown = {"support_attention": of_shots, "target_attention": by_class(of_target)}
+        return self.classify(support_features, support_labels, target_features) | shown
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the queries plus `--pal_lambda` times the prototype-centred loss.

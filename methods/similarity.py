@@ -69,9 +69,29 @@ class CNN_Similarity(CNN_FSHead):
         return self.scale(self.class_similarity(self.similarities(target_features, support), present))
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
-        """What the logits are made of: "similarities" (B, Q, K, J, L, M) and "present", which shots exist, (B, K, J)."""
+        """What the logits (B, Q, K) are made of.
+
+        "similarities" (B, Q, K, J, L, M): the matrices that are reduced. "cells" of the same shape: how much each of their
+        cells counts, the gradient of the class's similarity. "shot_similarities" (B, Q, K, J): what each shot adds to it.
+        "tuples" (B, M, W), if rows and columns are tuples of steps: those steps.
+        """
         support, present = self.group_support(support_features, support_labels)
-        return {"similarities": self.similarities(target_features, support), "present": present}
+        similarities = self.similarities(target_features, support)
+        cells = self.cells_that_count(similarities, present)
+        return {
+            "logits": self.scale(self.class_similarity(similarities, present)),
+            "similarities": similarities,
+            "cells": cells,
+            "shot_similarities": (cells * similarities).sum(dim=(-2, -1)),
+        }
+
+    def cells_that_count(self, similarities: Tensor, present: Tensor) -> Tensor:
+        """The gradient of `class_similarity` with respect to the matrices, in their shape."""
+        with torch.inference_mode(False), torch.enable_grad():
+            similarities = similarities.detach().clone().requires_grad_()
+            score = self.class_similarity(similarities, present.clone()).sum()
+            (cells,) = torch.autograd.grad(score, similarities)
+        return cells
 
 
 class CNN_Mean(CNN_Similarity):
@@ -157,6 +177,10 @@ class CNN_ChamferPlusPlus(CNN_Similarity):
         among_shots = similarities.masked_fill(~present[..., None, None], -torch.inf).amax(dim=(-3, -1))  # (B, Q, K, L)
         support_best = similarities.amax(dim=-2).mean(dim=-1)  # (B, Q, K, J)
         return (among_shots.mean(dim=-1) + mean_over_shots(support_best, present, dim=-1)) / 2
+
+    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        shown = super().explain(support_features, support_labels, target_features)
+        return {**shown, "tuples": self.tuples.expand(len(support_features), -1, -1)}
 
 
 class CNN_BiMHM(CNN_Similarity):

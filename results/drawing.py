@@ -1,6 +1,6 @@
 """What the scripts draw alike: clips as film strips, classes as colours, probabilities as bars. In the look of report.html.
 
-Letters: T frames, H W pixels, K way.
+Letters: T frames, S feature steps, H W pixels, h w cells of a feature map, K way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from results.style import LIGHT, SERIES
@@ -20,7 +21,7 @@ from utils import atomic_write, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -46,16 +47,26 @@ def save_picture(figure: Figure, path: Path) -> None:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=160)
 
 
-def film_strip(frames: np.ndarray, gap: int = 3) -> np.ndarray:
-    """uint8 (T, H, W, 3) -> the frames side by side on white, (H, T*W + (T-1)*gap, 3)."""
-    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+def heading(panel: SubFigure, text: str) -> None:
+    """The line above a panel."""
+    panel.suptitle(text, x=0.008, ha="left", fontsize=12, fontweight="bold")
+
+
+def film_strip(frames: np.ndarray, gap: int = 3, fill: float = 255) -> np.ndarray:
+    """Frames (T, H, W, channels) side by side, `fill` between them: (H, T*W + (T-1)*gap, channels)."""
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=fill)
     strip = np.concatenate(list(padded), axis=1)
     return strip[:, : strip.shape[1] - gap]
 
 
+def evenly(length: int, count: int) -> np.ndarray:
+    """`count` places among so many, evenly spaced; all of them where there are fewer."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
+
+
 def thinned(frames: np.ndarray, count: int) -> np.ndarray:
     """`count` frames of a clip (T, H, W, 3), evenly spaced; all of them where it has fewer."""
-    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
+    return frames[evenly(len(frames), count)]
 
 
 def draw_strip(axes: Axes, frames: np.ndarray, colour: str | None = None) -> None:
@@ -67,6 +78,26 @@ def draw_strip(axes: Axes, frames: np.ndarray, colour: str | None = None) -> Non
         axes.spines["left"].set(visible=True, color=colour, linewidth=4, position=("outward", 4))
 
 
+def draw_veil(axes: Axes, attention: np.ndarray, frames: int, size: tuple[int, int], count: int) -> None:
+    """Darkens a strip of `count` of `frames` frames where attention is low.
+
+    attention (S, h, w): of the steps of the clip, each of which covers frames / S frames. size: H and W of a frame.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shade = LinearSegmentedColormap.from_list("shade", [(0.08, 0.11, 0.24, 0.82), (1, 0.75, 0.2, 0.18)])
+    scaled = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-9)
+    steps = evenly(frames, count) * len(attention) // frames
+    veil = np.stack([shade(enlarged(scaled[step], size)) for step in steps])
+    axes.imshow(film_strip(veil, fill=0), interpolation="antialiased")
+
+
+def enlarged(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) -> (H, W), smooth."""
+    image = Image.fromarray(cells.astype(np.float32), mode="F")
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
 def draw_probabilities(
     axes: Axes,
     names: Sequence[str],
@@ -74,12 +105,13 @@ def draw_probabilities(
     *,
     colours: Sequence[str],
     true: int | None = None,
+    width: int = 24,
     lines: int = 2,
 ) -> None:
     """Bars of the probabilities (K,) of classes, the first on top, the answer in bold.
 
-    true: the class it should be, whose name is green; the answer then gets a tick or a cross. lines: of a long
-    name that are shown.
+    true: the class it should be, whose name is green; the answer then gets a tick or a cross. width, lines: letters in a
+    line, and lines, of a name that are shown.
     """
     answer = int(values.argmax())
     places = range(len(values))
@@ -92,7 +124,7 @@ def draw_probabilities(
             value + 0.02, k, f"{100 * value:.0f} %{mark}", va="center", color=colour, fontweight=weight, fontsize=8
         )
     bare(axes)
-    axes.set_yticks(places, [wrapped(readable(name), lines=lines) for name in names], fontsize=8)
+    axes.set_yticks(places, [wrapped(readable(name), width, lines) for name in names], fontsize=8)
     axes.get_yticklabels()[answer].set_fontweight("bold")
     if true is not None:
         axes.get_yticklabels()[true].set_color(LIGHT["right"])

@@ -178,15 +178,14 @@ def test_explanations_are_the_attention_that_the_logits_come_from():
     head = build().double().eval()
     shown = head.explain(support, UNEQUAL[None], target)
     _, spatial, temporal = literal.attended(head, torch.cat([support[0], target[0]]))
-    assert shown["support_spatial"].shape == (1, 3, 4, 8, 8)
+    assert shown["support_spatial"].shape == (1, 2, 2, 4, 8, 8)
+    (k, j), order = torch.tensor([[0, 1, 1], [0, 0, 1]]), UNEQUAL.argsort(stable=True)  # one shot and two
+    assert shown["support_temporal"][0, 0, 1].tolist() == [0] * 4
     assert shown["target_temporal"].shape == (1, 2, 4)
     torch.testing.assert_close(shown["logits"], head.classify(support, UNEQUAL[None], target))
-    torch.testing.assert_close(
-        torch.cat([shown["support_spatial"], shown["target_spatial"]], 1)[0], spatial[:, 0].expand(-1, 4, -1, -1)
-    )
-    torch.testing.assert_close(
-        torch.cat([shown["support_temporal"], shown["target_temporal"]], 1)[0], temporal[:, 0, :, 0, 0]
-    )
+    for name, values in (("spatial", spatial[:, 0].expand(-1, 4, -1, -1)), ("temporal", temporal[:, 0, :, 0, 0])):
+        torch.testing.assert_close(shown[f"support_{name}"][0, k, j], values[:3][order])
+        torch.testing.assert_close(shown[f"target_{name}"][0], values[3:])
     assert set(build("--arn_variant ta").double().explain(support, UNEQUAL[None], target)) == {
         "logits", "support_temporal", "target_temporal",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,20 +10,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from script_runs import Script, untrained
 
-from clips.transforms import ClipTransform
-from clips.video_split import Split
-from methods import load_head
-from methods.otam import CNN_OTAM
-from model import CNN_TRX, CNN_FSHead
-from results.answer_film import write_answer_film
+import run
+from model import CNN_FSHead
 from results.drawing import class_colour, film_strip, thinned, wrapped
-from results.style import LIGHT
+from results.episode_picture import draw_episode, draw_queries, draw_support
+from results.films import write_answer_film
+from results.panels import PANELS, WIDTH, Episode, panels_of, strongest_matches
+from results.style import LIGHT, house_style
+from methods import load_head
 from scripts import explain_episode
-from scripts.explain_episode import Episode, answer_episode, best_shots, strongest_matches, used_cells
-from video_reader import VideoDataset
 
 FLAGS = ("--num_test_tasks", 2, "--seq_len", 4, "--trans_linear_out_dim", 8)
 
@@ -45,13 +48,24 @@ def checkpoint_of(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return checkpoint
 
 
-def episode_of(checkpoint: Path, dataset: Path, *, way: int = 3, shot: int = 2, noisy: int = 0) -> Episode:
+def read(checkpoint: Path, *flags: object) -> tuple[Episode, dict, CNN_FSHead]:
+    """The episode that the script draws with these flags, its task and its model."""
+    args = explain_episode.parse_args(["--checkpoint", str(checkpoint), *map(str, flags)])
     model, settings, spec = load_head(checkpoint)
-    data = VideoDataset(
-        Split.open(dataset, "test"), way=way, shot=shot, queries=1, seq_len=settings.seq_len,
-        transform=ClipTransform(spec.size), seed=0, noisy=noisy,
-    )  # fmt: skip
-    return answer_episode(model, spec, data, 0)
+    data = explain_episode.open_dataset(args, settings, model, spec.size)
+    task = data[args.task]
+    explanation = explain_episode.answer(model, spec, task, data.seq_len)
+    return explain_episode.episode_of(task, data, explanation, "an episode"), task, model
+
+
+def episode_with(explanation: dict[str, np.ndarray], probabilities: np.ndarray, shots: int = 3) -> Episode:
+    """One of black frames."""
+    queries, way = probabilities.shape
+    clip = np.zeros((4, 8, 8, 3), np.uint8)
+    names, impostors = [f"class {k}" for k in range(way)], [[""] * shots for _ in range(way)]
+    labels = np.arange(queries) % way
+    support = [[clip] * shots for _ in range(way)]
+    return Episode("made up", names, support, impostors, [clip] * queries, labels, probabilities, explanation)
 
 
 @pytest.mark.parametrize(("answer", "colour"), [("jump", "right"), ("hop_high", "wrong")])
@@ -77,84 +91,142 @@ def test_the_film_shows_the_query_that_is_explained(
     )
 
 
-@pytest.mark.parametrize("method", ["tsn", "trx", "otam", "dual_prototypes", "chamfer++", "mean", "arn", "pal"])
-def test_every_kind_of_method_is_drawn(
+def test_a_film_alone_leaves_no_picture_behind(
+    checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert script("--checkpoint", checkpoint_of("tsn"), "--gif", "q.gif").endswith("wrote q.gif\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["q.gif"]
+    script("--checkpoint", checkpoint_of("tsn"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episode.png", "q.gif"]
+
+
+@pytest.mark.parametrize("method", run.METHODS)
+def test_every_method_is_drawn(
     checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, method: str
 ) -> None:
-    flags = ("--way", 3, "--shot", 3, "--noisy_support", 1, "--query", 1, "--task", 4)
+    flags = ("--way", 2, "--shot", 2, "--noisy_support", 1, "--query", 1, "--task", 4)
     out = script("--checkpoint", checkpoint_of(method), *flags, "-o", tmp_path / "episode.png")
     assert f"{method} answers" in out
-    assert "of 3 queries of task 4" in out
+    assert "of 2 queries of task 4" in out
     with Image.open(tmp_path / "episode.png") as image:
         pixels = np.asarray(image.convert("RGB"))
-    for k in range(3):
+    for k in range(2):
         colour = [int(class_colour(k)[i : i + 2], 16) for i in (1, 3, 5)]
         assert (pixels == colour).all(axis=-1).sum() > 1000
-    with_panel = method != "pal"  # of which there is nothing to show but the answers
-    assert (len(pixels) > 1250) == with_panel
+    assert len(pixels) > 1250  # with a panel
 
 
-def test_clips_and_answers_belong_together(checkpoint_of: Callable[[str], Path], dataset: Path) -> None:
-    episode = episode_of(checkpoint_of("tsn"), dataset, noisy=1)
-    support, labels, target = episode.features
-    clips = [clip for clips in episode.support for clip in clips]
-    order = [place for k in range(3) for place in (labels[0] == k).nonzero()[:, 0].tolist()]
-    _, _, spec = load_head(checkpoint_of("tsn"))
-    with torch.inference_mode():
-        images = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
-        torch.testing.assert_close(episode.model.encode(spec.normalise(images)), support[0, order])
+def texts_in(figure: Figure) -> list[Text]:
+    """Those that are drawn; an axis also keeps labels of ticks beyond its ends."""
+    beyond = {
+        label
+        for axes in figure.findobj(Axes)
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        for label in (tick.label1, tick.label2)
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    return [t for t in figure.findobj(Text) if t not in beyond and t.get_visible() and t.get_text().strip()]
+
+
+@pytest.mark.parametrize("method", ["dual_prototypes", "pal", "cmn", "trx", "otam"])
+def test_no_text_lies_on_another(checkpoint_of: Callable[[str], Path], method: str) -> None:
+    """Nor beyond the edge, where names are long."""
+    episode, *_ = read(checkpoint_of(method), "--way", 5, "--shot", 2, "--noisy_support", 1)
+    episode.classes = [f"Putting_something_similar_to_{k}_others_onto_the_table" for k in range(5)]
+    episode.impostors = [["", episode.classes[k - 1]] for k in range(5)]
+    drawn = [
+        (panel.height(episode), lambda part, panel=panel: panel.draw(part, episode, 0)) for panel in panels_of(episode)
+    ]
+    if method == "dual_prototypes":  # which has most to say there
+        drawn += [
+            (6.0, lambda part: draw_support(part, episode, 4)),
+            (6.0, lambda part: draw_queries(part, episode, 0)),
+        ]
+    for height, draw in drawn:
+        with house_style():
+            figure = Figure((WIDTH, height), layout="constrained", dpi=40)
+            draw(figure.subfigures(1, 1))
+            FigureCanvasAgg(figure).draw()
+            texts = texts_in(figure)
+            boxes = [text.get_window_extent().padded(-0.6) for text in texts]
+        assert len(texts) > 5
+        for i, box in enumerate(boxes):
+            assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, texts[i]
+            assert [texts[j] for j in range(i) if boxes[j].overlaps(box)] == [], texts[i]
+
+
+def test_clips_and_answers_belong_together(checkpoint_of: Callable[[str], Path]) -> None:
+    episode, task, model = read(checkpoint_of("tsn"), "--way", 3, "--shot", 2, "--noisy_support", 1)
+    clips = torch.from_numpy(np.stack([clip for clips in episode.support for clip in clips]))
+    order = [place for k in range(3) for place in (task["support_labels"] == k).nonzero()[:, 0].tolist()]
+    frames = task["support_set"].unflatten(0, (-1, 4))
+    assert torch.equal(clips.permute(0, 1, 4, 2, 3), frames[order])
     assert [sum(map(bool, names)) for names in episode.impostors] == [1, 1, 1]
     assert all(name in ["", *CLASSES["test"]] for names in episode.impostors for name in names)
     np.testing.assert_allclose(episode.probabilities.sum(axis=1), 1, rtol=1e-5)
-    logits = episode.model.classify_episodes(support, labels, target)["logits"][0]
-    np.testing.assert_allclose(episode.probabilities, logits.softmax(-1).detach(), rtol=1e-5)
-
-
-def test_tuple_matches_are_the_largest_attention(checkpoint_of: Callable[[str], Path], dataset: Path) -> None:
-    episode = episode_of(checkpoint_of("trx"), dataset)
-    assert isinstance(episode.model, CNN_TRX)
-    transformer = episode.model.transformers[1]  # triples, of which 4 steps have 4
-    support, labels, target = (part[0] for part in episode.features)
-    triples = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)]
-
-    def keys(video: torch.Tensor) -> torch.Tensor:
-        steps = transformer.pe(video)
-        tuples = torch.stack([steps[list(triple)].flatten() for triple in triples])
-        return transformer.norm_k(
-            torch.nn.functional.linear(tuples, transformer.k_linear.weight, transformer.k_linear.bias)
-        )
-
+    _, _, spec = load_head(checkpoint_of("tsn"))
     with torch.inference_mode():
-        shots = torch.cat([keys(video) for video in support[labels == 2]])  # (J*M, E)
-        attention = (keys(target[1]) @ shots.T / 8**0.5).softmax(dim=-1)
-    matches = strongest_matches(episode, transformer, query=1, k=2, count=10)
-    assert len(matches) == 4
-    assert [match.attention for match in matches] == pytest.approx(
-        sorted(attention.amax(-1).tolist(), reverse=True), rel=1e-4
-    )
+        images = [spec.normalise(task[f"{part}_set"]) for part in ("support", "target")]
+        logits = model(images[0], task["support_labels"], images[1])["logits"]
+    np.testing.assert_allclose(episode.probabilities, logits.softmax(-1), rtol=1e-4)
+
+
+def test_tuple_matches_are_the_largest_attention() -> None:
+    tuples = np.array([[0, 1], [0, 2], [1, 2]])
+    attention = np.random.default_rng(0).random((3, 2, 3))  # of query tuples, at two shots with three tuples each
+    matches = strongest_matches(attention, tuples, count=10)
+    assert [match.attention for match in matches] == sorted(attention.max(axis=(1, 2)), reverse=True)
     for match in matches:
-        row, column = triples.index(match.query_steps), 4 * match.shot + triples.index(match.support_steps)
-        assert float(attention[row, column]) == pytest.approx(match.attention, rel=1e-4)
-        assert attention[row].argmax() == column
+        row, column = tuples.tolist().index(match.query_steps), tuples.tolist().index(match.support_steps)
+        assert attention[row, match.shot, column] == match.attention
+    assert strongest_matches(attention, tuples, count=1) == matches[:1]
 
 
-def test_cells_that_count_are_those_the_method_takes(checkpoint_of: Callable[[str], Path], dataset: Path) -> None:
-    episode = episode_of(checkpoint_of("max"), dataset)
-    similarities = episode.explanation["similarities"][0]
-    used = used_cells(episode, query=0)
-    assert (used != 0).sum(dim=(-2, -1)).tolist() == [[1, 1]] * 3
-    assert used.flatten(-2).argmax(-1).tolist() == similarities.flatten(-2).argmax(-1).tolist()
-    assert best_shots(episode, 0, similarities, used) == similarities.amax(dim=(-2, -1)).argmax(dim=-1).tolist()
+def test_the_classes_with_room_are_the_true_one_and_the_likeliest() -> None:
+    probabilities = np.array([[0.01, 0.3, 0.2, 0.25, 0.24], [0.01, 0.3, 0.2, 0.25, 0.24]])
+    episode = episode_with({}, probabilities)
+    assert episode.likeliest(0, 3) == [0, 1, 3]
+    assert episode.likeliest(1, 3) == [1, 3, 4]
+    assert episode.likeliest(1, 9) == [0, 1, 2, 3, 4]
+    assert episode.best_shots(np.array([[1, 2, 0, 9]] * 5)) == [1] * 5  # there are three
 
 
-def test_otam_shows_the_shot_with_the_cheapest_alignment(checkpoint_of: Callable[[str], Path], dataset: Path) -> None:
-    episode = episode_of(checkpoint_of("otam"), dataset, shot=3)
-    assert isinstance(episode.model, CNN_OTAM)
-    similarities = episode.explanation["similarities"][1]
-    path = episode.explanation["path"][1]
-    costs = (path * (1 - similarities)).sum(dim=(-2, -1))
-    best = best_shots(episode, 1, similarities, used_cells(episode, 1))
-    assert best == costs.argmin(dim=-1).tolist()
+def test_a_method_has_the_panels_of_the_names_it_explains_itself_by(tmp_path: Path) -> None:
+    """An own method's too: what it takes is a name of the table."""
+    probabilities, logits = np.full((2, 2), 0.5), np.zeros((2, 2))
+    assert panels_of(episode_with({"logits": logits}, probabilities)) == []
+    maps = {"target_spatial": np.zeros((2, 2, 4, 4)), "target_temporal": np.zeros((2, 2))}
+    assert panels_of(episode_with(maps, probabilities)) == [PANELS["target_temporal"]]
+    shots = {"shot_logits": np.random.default_rng(0).random((2, 2, 3)), "logits": logits}
+    relation = {"target_attention": np.full((2, 2, 3), 1 / 6), "support_attention": np.full((2, 3, 2, 3), 1 / 6)}
+    both = episode_with(shots | relation, probabilities)
+    assert panels_of(both) == [PANELS["shot_logits"], PANELS["target_attention"]]
+    draw_episode(both, 1, tmp_path / "e.svg")
+    assert "by each support video alone" in (tmp_path / "e.svg").read_text()
+
+
+def test_what_draws_knows_neither_methods_nor_scripts() -> None:
+    """So that there is no circle between the rooms: results imports clips and utils alone, and nobody imports scripts."""
+    root = Path(__file__).parent.parent
+    rooms = {path.name for path in root.iterdir() if path.is_dir()} | {path.stem for path in root.glob("*.py")}
+
+    def imported(path: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        return {name.partition(".")[0] for name in names} & rooms
+
+    assert {room for path in (root / "results").glob("*.py") for room in imported(path)} <= {
+        "results",
+        "clips",
+        "utils",
+    }
+    importers = [*root.glob("*.py"), *(path for room in ("results", "methods", "engine", "clips", "backbones")
+                                       for path in (root / room).glob("*.py"))]  # fmt: skip
+    assert [path for path in importers if "scripts" in imported(path)] == []
+    assert "scripts" not in imported(root / "scripts" / "explain_episode.py")
 
 
 def test_a_method_that_needs_images_is_drawn_without_a_panel(
@@ -164,14 +236,20 @@ def test_a_method_that_needs_images_is_drawn_without_a_panel(
     script("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "episode.svg")
     text = (tmp_path / "episode.svg").read_text()
     assert "Support" in text
-    assert "cosine" not in text
+    assert "alone" not in text
 
 
 def test_mistakes_are_one_sentence(checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path) -> None:
     flags = ("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "e.png")
     assert "no checkpoint at" in script.fails("--checkpoint", tmp_path / "no.pt", "-o", tmp_path / "e.png")
     assert "--query is 2: expected 0 to 1" in script.fails(*flags, "--query", 2)
+    assert "--query is -1: expected 0 or more" in script.fails(*flags, "--query", -1)
     assert "--task is -1" in script.fails(*flags, "--task", -1)
+    assert "--seed is -1: expected 0 or more" in script.fails(*flags, "--seed", -1)
+    assert "--way is 0: expected 2 or more" in script.fails(*flags, "--way", 0)
+    assert "--way is 1: expected 2 or more" in script.fails(*flags, "--way", 1)
+    assert "--shot is 0: expected 1 or more" in script.fails(*flags, "--shot", 0)
+    assert "--noisy_support is -1" in script.fails(*flags, "--noisy_support", -1)
     assert "needs 9" in script.fails(*flags, "--way", 9)
     assert "no data set at" in script.fails(*flags, "--dataset", tmp_path / "no")
     assert "--out" in script.fails("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "e.gif")

@@ -188,14 +188,13 @@ def test_mean_over_25_queries_at_25_times_the_rate_is_their_sum(method):
     torch.testing.assert_close(*after, rtol=1e-10, atol=1e-14)
 
 
-def test_explanations_are_of_every_episode_and_finite(head):
-    if not hasattr(head, "explain"):
-        pytest.skip("this method has nothing to show")
+def test_explanations_are_of_every_episode_finite_and_of_the_same_logits(head):
     support, target = features(head, 8).repeat(2, *[1] * (features(head, 1).ndim - 1)), features(head, 4, seed=1)
     labels = UNEQUAL.expand(2, -1)
     with torch.inference_mode():
         shown = head.explain(support, labels, target.expand(2, *target.shape[1:]))
-    assert shown
+        torch.testing.assert_close(shown["logits"][:1], logits_of(head, support[:1], UNEQUAL, target))
+    assert len(shown) > 1
     for value in shown.values():
         assert len(value) == 2
         assert value.isfinite().all()

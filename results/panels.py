@@ -1,0 +1,457 @@
+"""What a method compared in one episode, a panel for each kind of comparison.
+
+A method's `explain` says what it compared as tensors under names. PANELS has, for the names that can be drawn, a function
+that draws them, so that a new method gets its panel by an `explain` and one entry here, or by one of the names below.
+
+  "similarities" (Q, K, J, L, M)       matrices of a query's and a support video's steps; "cells" (Q, K, J, L, M): how much
+                                       each counts; "shot_similarities" (Q, K, J); where rows are tuples "tuples" (M, W);
+                                       where steps are aligned "path" and "reverse_path" (Q, K, J, L, M), 0 to 1
+  "cardinalities" (C,)                 with "tuples_W" (M, W) and "attention_W" (Q, K, M, J, M) for each W of them
+  "query_logits" (Q, K)                beside "class_logits" and "logits" (Q, K), with "shot_weights" (K, J)
+  "shot_logits" (Q, K, J)              by each support video alone, beside "logits" (Q, K)
+  "target_attention" (Q, K, J)         of queries at support videos, with "support_attention" (K, J, K, J) of those
+  "target_saliency" (Q, S, H)          how steps are shared out to slots, with "support_saliency" (K, J, S, H)
+  "target_spatial" (Q, S, h, w)        attention, with "support_spatial" (K, J, S, h, w)
+  "target_temporal" (Q, S)             attention, with "support_temporal" (K, J, S)
+
+Letters: K way, J shots of a class, Q queries, T frames, S feature steps, H slots, h w cells of a feature map, W tuple
+cardinality, M tuples of a video, L and M steps (or tuples) of a query and of a support video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from results.drawing import (
+    bare,
+    class_colour,
+    draw_probabilities,
+    draw_strip,
+    draw_veil,
+    film_strip,
+    heading,
+    readable,
+    thinned,
+    wrapped,
+)
+from results.style import LIGHT, SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import SubFigure
+    from matplotlib.image import AxesImage
+
+# Matplotlib is imported where a figure is made: it takes a second that --help need not pay.
+
+WIDTH = 15.0  # inches
+MOST_CLASSES = 6  # that have room beside each other
+ROW_FRAMES = 8  # of a clip that has a row to itself
+
+
+@dataclasses.dataclass
+class Episode:
+    """One episode with its answers.
+
+    title: whose and which it is. classes: names of its K classes. support[k][j], target[q]: frames uint8 (T, H, W, 3).
+    impostors[k][j]: the class that a support video really shows, where it is another one. labels: the classes of the
+    queries, (Q,). probabilities: (Q, K). explanation: what the method's `explain` says, without the axis of episodes.
+    """
+
+    title: str
+    classes: list[str]
+    support: list[list[np.ndarray]]
+    impostors: list[list[str]]
+    target: list[np.ndarray]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    explanation: dict[str, np.ndarray]
+
+    @property
+    def colours(self) -> list[str]:
+        return [class_colour(k) for k in range(len(self.classes))]
+
+    @property
+    def shots(self) -> int:
+        """Of the class that has most."""
+        return max(map(len, self.support))
+
+    def answer(self, query: int) -> int:
+        return int(self.probabilities[query].argmax())
+
+    def likeliest(self, query: int, most: int) -> list[int]:
+        """In their own order, the true class of a query and the likeliest others, so many in all."""
+        true = int(self.labels[query])
+        others = [k for k in np.argsort(-self.probabilities[query], kind="stable").tolist() if k != true]
+        return sorted([true, *others][:most])
+
+    def best_shots(self, values: np.ndarray) -> list[int]:
+        """For each class, the shot with the largest of values (K, J)."""
+        return [int(row[: len(clips)].argmax()) for row, clips in zip(values, self.support, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """How to draw a kind of comparison for one query, and the inches that takes."""
+
+    draw: Callable[[SubFigure, Episode, int], None]
+    height: Callable[[Episode], float]
+
+
+def panels_of(episode: Episode) -> list[Panel]:
+    """Those that draw what the method explains, in the order of the table."""
+    return list(dict.fromkeys(panel for name, panel in PANELS.items() if name in episode.explanation))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matrices of steps
+
+
+def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
+    """For each class, the similarities of the query (down) and the shot (across) that it found the most like it."""
+    shown = {
+        name: values[query] for name, values in episode.explanation.items() if name != "tuples" and values.ndim > 2
+    }
+    matrices = shown["similarities"]  # (K, J, L, M)
+    of_steps = episode.explanation.get("tuples", np.zeros((1, 1))).shape[-1] == 1
+    one_prototype = matrices.shape[1] < episode.shots
+    heading(panel, matrices_heading(query, of_steps, aligned="path" in shown))
+    chosen = [(k, episode.best_shots(shown["shot_similarities"])[k]) for k in episode.likeliest(query, MOST_CLASSES)]
+    low, high = (extreme([matrices[place] for place in chosen]) for extreme in (np.min, np.max))
+
+    rows = matrices.shape[-2] if of_steps else 16
+    grid = panel.subplots(
+        2, len(chosen) + 1, width_ratios=[1, *[rows] * len(chosen)], height_ratios=[1, rows], squeeze=False
+    )
+    for axes in grid.flat:
+        bare(axes)
+    if of_steps:
+        column = thinned(episode.target[query], rows)
+        grid[1, 0].imshow(np.concatenate(column), aspect="auto", extent=(0, 1, rows - 0.5, -0.5))
+    for (k, j), above, axes in zip(chosen, grid[0, 1:], grid[1, 1:], strict=True):
+        shot = "mean of shots" if one_prototype else f"shot {j + 1}"
+        title = (
+            f"{in_columns(episode.classes[k], len(chosen) + 1)}\n{100 * episode.probabilities[query, k]:.0f} %, {shot}"
+        )
+        above.set_title(title, fontsize=9, color=episode.colours[k])
+        if of_steps and not one_prototype:
+            strip = film_strip(thinned(episode.support[k][j], matrices.shape[-1]), gap=0)
+            above.imshow(strip, aspect="auto", extent=(-0.5, matrices.shape[-1] - 0.5, 1, 0))
+        image = axes.imshow(matrices[k, j], cmap=blues(), vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        if "path" in shown:
+            draw_path(axes, shown["path"][k, j], "-")
+            draw_path(axes, shown["reverse_path"][k, j], ":")
+        else:
+            mark_cells(axes, shown["cells"][k, j])
+    panel.colorbar(image, ax=list(grid[:, -1]), fraction=0.08, label="cosine").outline.set_visible(False)
+
+
+def matrices_heading(query: int, of_steps: bool, aligned: bool) -> str:
+    what = "steps" if of_steps else "tuples of steps"
+    lines = "; solid: support steps aligned, dotted: query steps" if aligned else "; dots: cells that count"
+    return f"Query {query} (down) and the best shot of each class (across): cosines of {what}{lines}"
+
+
+def draw_path(axes: Axes, path: np.ndarray, style: str) -> None:
+    """An alignment (L, M) as a line through its cells, from left to right."""
+    cells = np.argwhere(path > 0.25)  # ties share a cell's 1
+    rows, columns = cells[np.lexsort(cells.T)].T
+    axes.plot(columns, rows, style, color=LIGHT["ink"], linewidth=2, marker="o", markersize=4)
+
+
+def mark_cells(axes: Axes, used: np.ndarray) -> None:
+    """Dots on the cells (L, M) that count, larger where they count more; none where all count the same."""
+    strength = np.abs(used) / max(np.abs(used).max(), 1e-12)
+    if strength.min() > 0.99:
+        return
+    rows, columns = np.nonzero(strength > 0.05)
+    size = max(6, 40 * (8 / len(used)) ** 2)
+    axes.scatter(columns, rows, size * strength[rows, columns], color=LIGHT["ink"], linewidths=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tuples
+
+
+class TupleMatch(NamedTuple):
+    """A query tuple that looks at a support tuple, both as step numbers from 0, and with what share of its attention."""
+
+    query_steps: list[int]
+    shot: int
+    support_steps: list[int]
+    attention: float
+
+
+def strongest_matches(attention: np.ndarray, tuples: np.ndarray, count: int) -> list[TupleMatch]:
+    """The query tuples that look hardest at one support tuple of a class, and at which one.
+
+    attention (M, J, M): of query tuples at the tuples of the class's shots; tuples (M, W): their steps.
+    """
+    by_query = attention.reshape(len(attention), -1)
+    shares, places = by_query.max(axis=1), by_query.argmax(axis=1)
+    matches = []
+    for of_query in np.argsort(-shares, kind="stable")[:count]:
+        shot, of_support = divmod(int(places[of_query]), len(tuples))
+        steps = tuples[of_query].tolist(), tuples[of_support].tolist()
+        matches.append(TupleMatch(steps[0], shot, steps[1], float(shares[of_query])))
+    return matches
+
+
+def draw_tuple_matches(panel: SubFigure, episode: Episode, query: int, rows: int = 3) -> None:
+    """Of each cardinality, the strongest matches in two classes: the answer, and the true one (or where that is the
+    answer, the second)."""
+    heading(
+        panel, f"Query {query}: its strongest tuple matches, query tuple left, support tuple right, share of attention"
+    )
+    answer, second = np.argsort(-episode.probabilities[query], kind="stable")[:2].tolist()
+    true = int(episode.labels[query])
+    cardinalities = episode.explanation["cardinalities"].tolist()
+    columns = [(int(w), k) for w in cardinalities for k in (answer, second if answer == true else true)]
+    grid = panel.subplots(rows, len(columns), squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    for (cardinality, k), column in zip(columns, grid.T, strict=True):
+        attention = episode.explanation[f"attention_{cardinality}"][query, k]
+        tuples = episode.explanation[f"tuples_{cardinality}"].astype(int)
+        steps = int(tuples.max()) + 1
+        role = "answer" if k == answer else "true" if k == true else "second"
+        title = f"{in_columns(episode.classes[k], len(columns))}\n{role}, tuples of {cardinality}"
+        column[0].set_title(title, fontsize=9, color=episode.colours[k])
+        # fewer matches than rows where a clip has few tuples
+        for axes, match in zip(column, strongest_matches(attention, tuples, rows), strict=False):
+            clips = episode.target[query], episode.support[k][match.shot]
+            draw_match(axes, *(thinned(clip, steps)[chosen] for clip, chosen in zip(clips, match[::2], strict=True)))
+            left, right = (", ".join(str(step + 1) for step in chosen) for chosen in match[::2])
+            label = f"steps {left} → shot {match.shot + 1}, steps {right}: {100 * match.attention:.1f} %"
+            axes.set_xlabel(label, fontsize=8)
+
+
+def draw_match(axes: Axes, left: np.ndarray, right: np.ndarray) -> None:
+    """Two tuples of frames beside each other, with an arrow between them."""
+    strips = [film_strip(frames) for frames in (left, right)]
+    height, width = strips[0].shape[:2]
+    space = np.full((height, height // 3, 3), 255, np.uint8)
+    axes.imshow(np.concatenate([strips[0], space, strips[1]], axis=1), interpolation="antialiased")
+    axes.set_anchor("NW")
+    axes.text(width + height / 6, height / 2, "→", ha="center", va="center", fontsize=14, color=LIGHT["quiet"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers of support videos
+
+
+def draw_dual_scores(panel: SubFigure, episode: Episode, query: int) -> None:
+    """The probabilities by either prototype and by both, and how much each shot counts in its class."""
+    heading(panel, f"Query {query} by each prototype, and the shots' weights")
+    scores = {"class_logits": "Class-specific", "query_logits": "Query-specific", "logits": "Both"}
+    *bars, weights_axes = panel.subplots(1, 4, squeeze=False)[0]
+    true = int(episode.labels[query])
+    for axes, (name, title) in zip(bars, scores.items(), strict=True):
+        probabilities = softmax(episode.explanation[name][query])
+        draw_probabilities(axes, episode.classes, probabilities, colours=episode.colours, true=true)
+        axes.set_title(title)
+    draw_shares(weights_axes, episode, episode.explanation["shot_weights"])
+    weights_axes.set_title("Weight of a shot in its class")
+    for axes in (*bars[1:], weights_axes):
+        axes.set_yticks([])  # the rows are those of the first
+
+
+def draw_shot_logits(panel: SubFigure, episode: Episode, query: int) -> None:
+    """The query's logit by every support video alone, and by its class."""
+    heading(panel, f"Query {query}: its logits by each support video alone (dots) and by the class (lines)")
+    axes = panel.subplots()
+    logits = episode.explanation["logits"][query]
+    for k, values in enumerate(episode.explanation["shot_logits"][query]):
+        colour = episode.colours[k]
+        for place, value, stranger in zip(shot_rows(episode, k), values, episode.impostors[k], strict=False):
+            axes.plot(value, place, "o", color=colour, markersize=5, markerfacecolor="none" if stranger else colour)
+        axes.plot([logits[k]] * 2, [k - 0.4, k + 0.4], color=colour, linewidth=2)
+    axes.set_xlabel("logit; a hollow dot is a support video of another class" if any_impostor(episode) else "logit")
+    axes.grid(axis="x")
+    axes.margins(x=0.02)
+    name_rows(axes, episode, query)
+
+
+def draw_video_attention(panel: SubFigure, episode: Episode, query: int) -> None:
+    """How much the query looks at every support video, and how much those look at each other."""
+    heading(panel, f"Attention over all support videos: of query {query}, and of the support videos themselves")
+    bars, axes = panel.subplots(1, 2, squeeze=False, width_ratios=[1.25, 1])[0]
+    draw_shares(bars, episode, episode.explanation["target_attention"][query])
+    bars.set_title(f"Share of query {query}'s attention")
+    name_rows(bars, episode, query)
+
+    shots = [(k, j) for k, clips in enumerate(episode.support) for j in range(len(clips))]
+    ks, js = np.array(shots).T
+    attention = episode.explanation["support_attention"][ks, js][:, ks, js]  # of support videos (down) at them (across)
+    image = axes.imshow(attention, cmap=blues(), vmin=0, aspect="auto", interpolation="nearest")
+    bare(axes)
+    for k, colour in enumerate(np.array(episode.colours)[ks]):
+        axes.barh(k, 0.025 * len(shots), 1, -0.04 * len(shots) - 0.5, color=colour)
+        axes.bar(k, 0.025 * len(shots), 1, -0.04 * len(shots) - 0.5, color=colour)
+    axes.set(xlim=(-0.05 * len(shots) - 0.5, len(shots) - 0.5), ylim=(len(shots) - 0.5, -0.05 * len(shots) - 0.5))
+    axes.set_title("Of support videos (down) at support videos (across)")
+    draw_scale(panel, image, [axes], "share of attention")
+
+
+def draw_shares(axes: Axes, episode: Episode, values: np.ndarray) -> None:
+    """Shares (K, J) of the support videos as bars, a row for each class; hatched where a video shows another one."""
+    height = 0.8 / episode.shots
+    for k, row in enumerate(values):
+        for place, value, stranger in zip(shot_rows(episode, k), row, episode.impostors[k], strict=False):
+            hatch = "//////" if stranger else None
+            axes.barh(place, value, 0.8 * height, color=episode.colours[k], hatch=hatch, edgecolor=LIGHT["paper"])
+    axes.xaxis.set_major_formatter(percent)
+    axes.grid(axis="x")
+    axes.set(ylim=(len(values) - 0.4, -0.6))
+
+
+def shot_rows(episode: Episode, k: int) -> np.ndarray:
+    """The heights at which the shots of class k stand in its row, which reaches from k - 0.4 to k + 0.4."""
+    shots = len(episode.support[k])
+    return k + 0.8 / episode.shots * (np.arange(shots) - (shots - 1) / 2)
+
+
+def name_rows(axes: Axes, episode: Episode, query: int) -> None:
+    """Class names beside the rows of a chart, the query's own in green."""
+    axes.set_yticks(range(len(episode.classes)), [wrapped(readable(name), 30) for name in episode.classes], fontsize=8)
+    axes.get_yticklabels()[int(episode.labels[query])].set_color(LIGHT["right"])
+    axes.set(ylim=(len(episode.classes) - 0.4, -0.6))
+
+
+def any_impostor(episode: Episode) -> bool:
+    return any(name for names in episode.impostors for name in names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Videos, a row each
+
+
+class VideoRow(NamedTuple):
+    """The query, or a support video: its frames, and where its values stand in the explanation."""
+
+    label: str
+    colour: str
+    frames: np.ndarray
+    part: str
+    place: tuple[int, ...]
+
+    def of(self, episode: Episode, name: str) -> np.ndarray:
+        return episode.explanation[f"{self.part}_{name}"][self.place]
+
+
+def rows_of(episode: Episode, query: int) -> list[VideoRow]:
+    """The query, and of its likeliest classes the shot that is most like it, or the first where none is said to be."""
+    shot_logits = episode.explanation.get("shot_logits")
+    best = [0] * len(episode.classes) if shot_logits is None else episode.best_shots(shot_logits[query])
+    rows = [VideoRow(f"query {query}", LIGHT["ink"], episode.target[query], "target", (query,))]
+    for k in episode.likeliest(query, MOST_CLASSES):
+        place = (k, best[k])
+        name = wrapped(readable(episode.classes[k]), 22, 3)
+        rows.append(VideoRow(name, episode.colours[k], episode.support[k][best[k]], "support", place))
+    return rows
+
+
+def height_of_rows(episode: Episode) -> float:
+    return 0.7 + 1.15 * (1 + min(MOST_CLASSES, len(episode.classes)))
+
+
+def grid_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[tuple[Axes, Axes]]:
+    """The axes of film strips, which are drawn, and beside each those for what was made of it."""
+    grid = panel.subplots(len(rows), 3, squeeze=False, width_ratios=[1.15, 8, 2.2])
+    for (label, strip, _), row in zip(grid, rows, strict=True):
+        bare(label)
+        label.text(1, 0.5, row.label, ha="right", va="center", fontsize=8, color=row.colour)
+        draw_strip(strip, thinned(row.frames, ROW_FRAMES))
+    return [(strip, beside) for _, strip, beside in grid]
+
+
+def draw_looks(panel: SubFigure, episode: Episode, query: int) -> None:
+    """Where attention along space is high, frames keep their light; that along time are bars, one for each step."""
+    seen = [name for name in ("spatial", "temporal") if f"target_{name}" in episode.explanation]
+    meaning = {"spatial": "attention along space (low where it is dark)", "temporal": "along time (bars, one per step)"}
+    shown = " and ".join(meaning[name] for name in seen)
+    heading(panel, f"Query {query} and a support video of each class: {shown}")
+    rows = rows_of(episode, query)
+    for (strip, bars), row in zip(grid_of_rows(panel, rows), rows, strict=True):
+        if "spatial" in seen:
+            frames, height, width = row.frames.shape[:3]
+            draw_veil(strip, row.of(episode, "spatial"), frames, (height, width), ROW_FRAMES)
+        if "temporal" in seen:
+            draw_steps(bars, row.of(episode, "temporal"), SERIES[0] if row.part == "target" else row.colour)
+        else:
+            bars.set_axis_off()
+
+
+def draw_steps(axes: Axes, values: np.ndarray, colour: str) -> None:
+    """Attention (S,) per step, as bars from 0 to 1."""
+    axes.bar(range(len(values)), values, width=0.85, color=colour)
+    axes.set(ylim=(0, 1), yticks=[0, 1], xlim=(-0.6, len(values) - 0.4))
+    axes.set_xticks([0, len(values) - 1], ["1", str(len(values))])
+    axes.tick_params(labelsize=7)
+
+
+def draw_saliency(panel: SubFigure, episode: Episode, query: int) -> None:
+    """How the steps of a video (across) are shared out to the slots (down)."""
+    heading(
+        panel, f"Query {query} and the nearest shot of each class: how steps (across) are shared out to slots (down)"
+    )
+    rows = rows_of(episode, query)
+    shares = [row.of(episode, "saliency").T for row in rows]
+    pairs = grid_of_rows(panel, rows)
+    for (_, axes), values in zip(pairs, shares, strict=True):
+        image = axes.imshow(values, cmap=blues(), vmin=0, vmax=np.max(shares), aspect="auto", interpolation="nearest")
+        bare(axes)
+    draw_scale(panel, image, [axes for _, axes in pairs], "share of a step")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What several of them need
+
+
+def in_columns(name: str, columns: int) -> str:
+    """A class name above one of so many columns, in two lines."""
+    return wrapped(readable(name), max(10, 150 // columns))
+
+
+def blues() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("similarity", [LIGHT["panel"], SERIES[0]])
+
+
+def draw_scale(panel: SubFigure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
+    """The colours of shares, in percent, beside axes that stand under each other."""
+    scale = panel.colorbar(image, ax=axes, fraction=0.04, label=label, format=percent)
+    scale.outline.set_visible(False)
+
+
+def percent(share: float, _: object = None) -> str:
+    """A tick's label."""
+    return f"{100 * share:.3g} %"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def height_of_classes(episode: Episode) -> float:
+    """A row for each class, with the shots under each other."""
+    return 0.9 + max(0.38, 0.1 * episode.shots) * len(episode.classes)
+
+
+PANELS: dict[str, Panel] = {
+    "similarities": Panel(
+        draw_matrices, lambda episode: 1.3 + 0.9 * WIDTH / (1 + min(MOST_CLASSES, len(episode.classes)))
+    ),
+    "cardinalities": Panel(draw_tuple_matches, lambda episode: 4.3),
+    "query_logits": Panel(draw_dual_scores, height_of_classes),
+    "shot_logits": Panel(draw_shot_logits, height_of_classes),
+    "target_attention": Panel(draw_video_attention, lambda episode: max(3.2, height_of_classes(episode))),
+    "target_saliency": Panel(draw_saliency, height_of_rows),
+    **dict.fromkeys(("target_spatial", "target_temporal"), Panel(draw_looks, height_of_rows)),
+}
