@@ -26,8 +26,9 @@ def write_answer_film(path: Path, frames: np.ndarray, *, true: str, answer: str,
         height = round(SIDE * frame.shape[0] / frame.shape[1])
         picture.paste(Image.fromarray(frame).resize((SIDE, height)).crop((0, 0, SIDE, SIDE)), (BORDER, BORDER))
         pen = ImageDraw.Draw(picture)
-        pen.text((BORDER + 4, SIDE + 2 * BORDER + 4), f"{readable(answer)}  {100 * probability:.0f} %", "white", font)
-        below = "right" if right else f"wrong: it is {readable(true)}"
+        above = captioned("", readable(answer), f"  {100 * probability:.0f} %", font)
+        below = "right" if right else captioned("wrong: it is ", readable(true), "", small)
+        pen.text((BORDER + 4, SIDE + 2 * BORDER + 4), above, "white", font)
         pen.text((BORDER + 4, SIDE + 2 * BORDER + 29), below, "white", small)
         pictures.append(picture)
     with atomic_write(path) as file:
@@ -39,3 +40,12 @@ def write_answer_film(path: Path, frames: np.ndarray, *, true: str, answer: str,
             duration=round(1000 * SECONDS / len(frames)),
             loop=0,
         )
+
+
+def captioned(before: str, name: str, after: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The three in one line, with as many letters of the name as fit below a film."""
+    kept = name
+    while font.getlength(before + kept + after) > SIDE:
+        name = name[:-1]
+        kept = f"{name.rstrip()} …"
+    return before + kept + after

@@ -119,7 +119,7 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
     matrices = shown["similarities"]  # (K, J, L, M)
     of_steps = episode.explanation.get("tuples", np.zeros((1, 1))).shape[-1] == 1
     one_prototype = matrices.shape[1] < episode.shots
-    heading(panel, matrices_heading(query, of_steps, aligned="path" in shown))
+    heading(panel, matrices_heading(query, of_steps, lines="path" in shown, dots=not is_even(shown["cells"][0, 0])))
     chosen = [(k, episode.best_shots(shown["shot_similarities"])[k]) for k in episode.likeliest(query, MOST_CLASSES)]
     low, high = (extreme([matrices[place] for place in chosen]) for extreme in (np.min, np.max))
 
@@ -150,10 +150,14 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
     panel.colorbar(image, ax=list(grid[:, -1]), fraction=0.08, label="cosine").outline.set_visible(False)
 
 
-def matrices_heading(query: int, of_steps: bool, aligned: bool) -> str:
+def matrices_heading(query: int, of_steps: bool, lines: bool, dots: bool) -> str:
     what = "steps" if of_steps else "tuples of steps"
-    lines = "; solid: support steps aligned, dotted: query steps" if aligned else "; dots: cells that count"
-    return f"Query {query} (down) and the best shot of each class (across): cosines of {what}{lines}"
+    marks = "all cells count the same"
+    if lines:
+        marks = "solid: support steps aligned, dotted: query steps"
+    elif dots:
+        marks = "dots: cells that count"
+    return f"Query {query} (down) and the best shot of each class (across): cosines of {what}; {marks}"
 
 
 def draw_path(axes: Axes, path: np.ndarray, style: str) -> None:
@@ -165,12 +169,17 @@ def draw_path(axes: Axes, path: np.ndarray, style: str) -> None:
 
 def mark_cells(axes: Axes, used: np.ndarray) -> None:
     """Dots on the cells (L, M) that count, larger where they count more; none where all count the same."""
-    strength = np.abs(used) / max(np.abs(used).max(), 1e-12)
-    if strength.min() > 0.99:
+    if is_even(used):
         return
+    strength = np.abs(used) / max(np.abs(used).max(), 1e-12)
     rows, columns = np.nonzero(strength > 0.05)
     size = max(6, 40 * (8 / len(used)) ** 2)
     axes.scatter(columns, rows, size * strength[rows, columns], color=LIGHT["ink"], linewidths=0)
+
+
+def is_even(used: np.ndarray) -> bool:
+    """Whether all cells count the same."""
+    return bool(np.abs(used).min() >= 0.99 * np.abs(used).max())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,7 +370,7 @@ def height_of_rows(episode: Episode) -> float:
 
 def grid_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[tuple[Axes, Axes]]:
     """The axes of film strips, which are drawn, and beside each those for what was made of it."""
-    grid = panel.subplots(len(rows), 3, squeeze=False, width_ratios=[1.15, 8, 2.2])
+    grid = panel.subplots(len(rows), 3, squeeze=False, width_ratios=[1.15, 6, 3])
     for (label, strip, _), row in zip(grid, rows, strict=True):
         bare(label)
         label.text(1, 0.5, row.label, ha="right", va="center", fontsize=8, color=row.colour)
