@@ -113,14 +113,14 @@ def test_a_film_alone_leaves_no_picture_behind(
 
 @pytest.mark.parametrize("method", run.METHODS)
 def test_every_method_is_drawn(
-    checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, method: str
+    checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, dataset: Path, method: str
 ) -> None:
     flags = ("--way", 2, "--shot", 1, "--query", 1, "--task", 4)
     out = script("--checkpoint", checkpoint_of(method), *flags, "-o", tmp_path / "episode.svg")
     assert f"{method} answers" in out
     assert "of 2 queries of task 4" in out
     picture = (tmp_path / "episode.svg").read_text(encoding="utf-8")
-    assert f"Support of task 4 of dataset0/test, seed 0, answered by {method} on conv4" in picture
+    assert f"Support of task 4 of {dataset.name}/test, seed 0, answered by {method} on conv4" in picture
     assert all(class_colour(k) in picture for k in range(2))
     assert re.search(r"(Query|of query) 1\b", picture)  # what a panel says above itself
 
