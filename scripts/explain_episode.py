@@ -29,13 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import SPLITS, Split
 from engine.command_line import Parser, arguments, check_output, exit_code
-from engine.flags import check_numbers
+from methods import load_head
 from model import CNN_FSHead
 from results.drawing import PICTURE_SUFFIXES
 from results.episode_picture import draw_episode
 from results.films import write_answer_film
 from results.panels import Episode
-from methods import load_head
 from utils import UserError
 from video_reader import VideoDataset
 
@@ -45,12 +44,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
     parser.add_argument("--dataset", help="another data set than the checkpoint's")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the data set")
-    parser.add_argument("--task", type=int, default=0, help="number of the episode")
-    parser.add_argument("--query", type=int, default=0, help="number of the query that is explained")
-    parser.add_argument("--seed", type=int, help="decides the episode; unset: as the checkpoint's run")
-    parser.add_argument("--way", type=int, help="classes; unset: as the checkpoint's run is tested")
-    parser.add_argument("--shot", type=int, help="support videos per class; unset: as the checkpoint's run is tested")
-    parser.add_argument("--noisy_support", type=int, default=0, help="support videos of each class that are of others")
+    parser.add_argument("--task", type=int, default=0, least=0, help="number of the episode")
+    parser.add_argument("--query", type=int, default=0, least=0, help="number of the query that is explained")
+    parser.add_argument("--seed", type=int, least=0, help="decides the episode; unset: as the checkpoint's run")
+    parser.add_argument("--way", type=int, least=2, help="classes; unset: as the checkpoint's run is tested")
+    parser.add_argument(
+        "--shot", type=int, least=1, help="support videos per class; unset: as the checkpoint's run is tested"
+    )
+    parser.add_argument(
+        "--noisy_support", type=int, default=0, least=0, help="support videos of each class that are of others"
+    )
     parser.add_argument("-o", "--out", metavar="FILE", type=Path,
                         help="the picture: .png, .svg or .pdf (default episode.png, none if only --gif is given)")  # fmt: skip
     parser.add_argument("--gif", metavar="FILE", type=Path, help="the query as a film, with its answer")
@@ -66,9 +69,6 @@ def check_args(args: argparse.Namespace) -> None:
         check_output(args.out, "--out", PICTURE_SUFFIXES)
     if args.gif:
         check_output(args.gif, "--gif", (".gif",))
-    check_numbers(args, at_least_one=["shot"], at_least_zero=["task", "query", "seed", "noisy_support"])
-    if args.way is not None and args.way < 2:
-        raise UserError(f"--way is {args.way}: expected 2 or more, there is nothing to choose from fewer classes")
 
 
 def open_dataset(args: argparse.Namespace, settings: argparse.Namespace, model: CNN_FSHead, size: int) -> VideoDataset:

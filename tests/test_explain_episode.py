@@ -18,14 +18,13 @@ from matplotlib.text import Text
 from PIL import Image, ImageFont
 from script_runs import Script, untrained
 
-import run
+from methods import METHODS, load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, film_strip, thinned, wrapped
 from results.episode_picture import draw_episode, draw_queries, draw_support
 from results.films import SIDE, captioned, write_answer_film
 from results.panels import PANELS, WIDTH, Episode, panels_of, strongest_matches
 from results.style import LIGHT, house_style
-from methods import load_head
 from scripts import explain_episode
 
 FLAGS = ("--num_test_tasks", 2, "--seq_len", 4, "--trans_linear_out_dim", 8)
@@ -111,7 +110,7 @@ def test_a_film_alone_leaves_no_picture_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["episode.png", "q.gif"]
 
 
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_drawn(
     checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, dataset: Path, method: str
 ) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import run
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from model import CNN_FSHead
 from tests.oracles import heads as literal
 from tests.oracles.trx_tsn import explicit_tuples, tsn
@@ -24,7 +25,7 @@ def build(*flags: str) -> CNN_FSHead:
     torch.manual_seed(0)
     settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS), "--method"]
     small = ["--trans_linear_out_dim", "24"]
-    head = run.build_head(run.build_parser().parse_args([*settings, *flags, *small])).double().eval()
+    head = build_head(build_parser(METHODS).parse_args([*settings, *flags, *small])).double().eval()
     for name, parameter in head.named_parameters():
         if not name.startswith("backbone."):
             parameter.data += 0.1 * torch.randn_like(parameter)
