@@ -48,6 +48,38 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Names, which need not be Unicode
+
+
+def path_part(name: str, what: str) -> str:
+    """`name`, where a file or folder can be called so and be listed again.
+
+    Every name that is read from a file and becomes a part of a path to write to goes through here. Raises UserError, which
+    calls it `what`, where it would lead elsewhere, would be hidden, or is too long.
+    """
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= 255 or name[0] == "." or set(name) & {"/", "\0"}:
+        raise UserError(
+            f"{what} '{printable(name)[:80]}' cannot be the name of a folder: expected 1 to 255 bytes without '/' and not "
+            "a '.' first; rename it"
+        )
+    return name
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each byte of a name that is no UTF-8, which a terminal would refuse."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def print_note(text: str) -> None:
+    """What a user should know and may do nothing about, apart from a program's results."""
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Numbers
 
 

@@ -165,7 +165,8 @@ def seal_episodes(path: Path, split: Split, plans: Sequence[EpisodePlan], seed: 
     lines = [json.dumps(task, ensure_ascii=False) for task in tasks]
     header = json.dumps(content, ensure_ascii=False, indent=1)[:-2]
     with atomic_write(path) as file:  # one task to a line: readable, and quick to compare with diff
-        file.write((header + ',\n "tasks": [\n' + ",\n".join(lines) + "\n]}\n").encode(errors="surrogateescape"))
+        # A byte of a name that is no UTF-8 becomes an escape that JSON knows.
+        file.write((header + ',\n "tasks": [\n' + ",\n".join(lines) + "\n]}\n").encode(errors="backslashreplace"))
 
 
 def unseal_episodes(path: Path, split: Split) -> tuple[dict[str, Any], list[EpisodePlan]]:

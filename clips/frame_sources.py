@@ -21,8 +21,14 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
+from clips.frame_names import frame_order
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+# What PyAV's FFmpeg reads and people have.
+VIDEO_SUFFIXES = (
+    ".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts", ".3gp",
+    ".3g2", ".ogv", ".vob", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv",
+)  # fmt: skip
 
 
 class BadVideo(ValueError):
@@ -92,10 +98,25 @@ def decode_frames(images: Iterable[tuple[str, bytes]], count: int) -> np.ndarray
     return frames
 
 
-def frame_files(folder: str | Path) -> list[str]:
-    """Names of the images in a folder, in the order of their numbers: shorter names first, so 'f9.jpg' < 'f10.jpg'."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
-    return sorted(names, key=lambda name: (len(name), name))
+def frame_files(folder: str | Path, beginning: str = "") -> list[str]:
+    """Names of the images in a folder that are frames, in the order of their numbers; see frame_names.
+
+    beginning: of the names of images that are looked at at all. Raises BadVideo where they have no certain order.
+    """
+    return frames_and_others(folder, beginning)[0]
+
+
+def frames_and_others(folder: str | Path, beginning: str = "") -> tuple[list[str], list[str]]:
+    """The same, and the names of the images that are no frames."""
+    names = [
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "." and name.startswith(beginning)
+    ]
+    try:
+        return frame_order(names)
+    except ValueError as error:
+        raise BadVideo(f"{folder}: {error} (expected 00001.jpg, 00002.jpg, ...)") from error
 
 
 class FrameFolder:
@@ -272,24 +293,6 @@ def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
-def list_video_files(root: str | Path) -> dict[str, dict[str, str]]:
-    """{class: {video: path}} of `<root>/<class>/<video>.<suffix>`, both in alphabetical order. Opens no file.
-
-    Raises BadVideo where two files of a class differ only in their suffix.
-    """
-    listing: dict[str, dict[str, str]] = {}
-    with os.scandir(root) as labels:
-        folders = sorted((entry.name, entry.path) for entry in labels if entry.is_dir() and entry.name[0] != ".")
-    for label, folder in folders:
-        names = [os.path.splitext(name) for name in os.listdir(folder) if name[0] != "."]
-        videos = sorted((stem, suffix) for stem, suffix in names if suffix.lower() in VIDEO_SUFFIXES)
-        listing[label] = {stem: f"{folder}/{stem}{suffix}" for stem, suffix in videos}
-        if len(listing[label]) < len(videos):
-            twice = next(stem for (stem, _), (other, _) in zip(videos, videos[1:], strict=False) if stem == other)
-            raise BadVideo(f"{folder} holds two videos called {twice}; keep one of them")
-    return listing
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # One LMDB file per split
 
@@ -298,7 +301,7 @@ LMDB_INDEX = b"//index"  # no '<class>/<video>' begins so
 
 def lmdb_key(label: str, video: str) -> bytes:
     """Two file names of 255 bytes and a '/' are just the 511 bytes that LMDB takes."""
-    return f"{label}/{video}".encode()
+    return f"{label}/{video}".encode(errors="surrogateescape")
 
 
 def pack_images(images: Sequence[bytes]) -> bytes:

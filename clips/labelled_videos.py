@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clips.frame_sources import BadVideo, FrameFolder, FrameSource, VideoFile
-from clips.list_files import Row, frames_of, read_list
-from clips.video_split import DIRECTION, Split, count_frames, frames_in_file
-from utils import UserError
+from clips.list_files import Row, frames_of, label_by_folder, read_list
+from clips.listing import count_frames, frames_in_file
+from clips.video_split import DIRECTION, Split
+from utils import UserError, print_note
 
 NO_LABEL = -1
 
@@ -145,10 +146,12 @@ class ListedVideos(LabelledVideos):
         multi_label: bool = False,
         classes: Sequence[str] | None = None,
         on_bad_video: str = "error",
+        note: Callable[[str], None] = print_note,
     ) -> ListedVideos:
         """Reads a list of videos under the folder `root`. Opens none, unless it does not say their numbers of frames.
 
-        classes: the class names; unset: the numbers are the names. Raises UserError when the list is of another form, has
+        classes: the class names; unset: the numbers are the names, or of a list without labels the folders (`label_by_folder`).
+        note: takes a sentence on whatever is left out. Raises UserError when the list is of another form, has
         a label that no class has, names videos that are not under `root`, or one without frames (with on_bad_video="skip"
         such a video is left out).
         """
@@ -157,6 +160,8 @@ class ListedVideos(LabelledVideos):
         if not rows:
             raise UserError(f"{path} names no video: expected a line per video")
         _check_root(path, root, rows)
+        if form == "video":
+            rows, classes = label_by_folder(rows, path, classes)
         if classes is None:
             classes = [str(number) for number in range(max(max(row.labels, default=-1) for row in rows) + 1)]
         if wrong := next((row for row in rows if max(row.labels, default=-1) >= len(classes)), None):
@@ -164,13 +169,17 @@ class ListedVideos(LabelledVideos):
                 f"{path} has label {max(wrong.labels)} for '{wrong.path}', and there are {len(classes)} classes, counted "
                 "from 0: give the class names of this list, or see --first_label"
             )
-        num_frames = _frames_of_files(path, root, rows) if form == "video" else [_frames_of_row(row) for row in rows]
+        if form == "video":
+            num_frames, reasons = _frames_of_files(path, root, rows)
+        else:
+            num_frames, reasons = [_frames_of_row(row) for row in rows], {}
         empty = [row.path for row, frames in zip(rows, num_frames, strict=True) if frames < 1]
-        if empty and (on_bad_video == "error" or len(empty) == len(rows)):
-            raise UserError(
-                f"{path} names {len(empty)} video(s) without a frame that can be read, the first is {empty[0]}: correct "
-                "the list, or leave them out with --on_bad_video skip"
-            )
+        if empty:
+            reason = f": {reasons[empty[0]]}" if empty[0] in reasons else ""
+            found = f"{len(empty)} video(s) without a frame that can be read, the first is {empty[0]}{reason}"
+            if on_bad_video == "error" or len(empty) == len(rows):
+                raise UserError(f"{path} names {found}; correct the list, or leave them out with --on_bad_video skip")
+            note(f"{path}: left out {found}")
         kept = [number for number, frames in enumerate(num_frames) if frames > 0]
         return cls(
             path.stem,
@@ -222,13 +231,12 @@ def _frames_of_row(row: Row) -> int:
     return row.numbers[0] if len(row.numbers) == 1 else row.numbers[1] - row.numbers[0] + 1
 
 
-def _frames_of_files(path: Path, root: Path, rows: Sequence[Row]) -> list[int]:
-    """The number of frames of each video file, kept for the next time; 0 where it cannot be read."""
+def _frames_of_files(path: Path, root: Path, rows: Sequence[Row]) -> tuple[list[int], dict[str, str]]:
+    """(the number of frames of each video file, kept for the next time; why those that cannot be read have none)."""
     files = {row.path: _existing(f"{root}/{row.path}") for row in rows}
-    found = {name: (file, os.stat(file).st_mtime_ns) for name, file in files.items() if os.path.isfile(file)}
     kept_for = Path(root.resolve(), *path.resolve().parts[1:])  # one list may be read with several roots
-    counts = count_frames(kept_for, {"": found}, frames_in_file)[""]
-    return [counts.get(row.path, 0) for row in rows]
+    counts, remarks = count_frames(kept_for, {"": files}, frames_in_file)
+    return [counts[""][row.path] for row in rows], {name: remark for (_, name), remark in remarks.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Labels count from --first_label in the order of category.txt, a line per class. 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,24 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
-from clips.frame_sources import VIDEO_SUFFIXES, frame_files
-from clips.list_files import FORMS, Row, format_row, frame_number, frames_of, read_class_names, read_list
+from clips.frame_names import frame_numbers
+from clips.frame_sources import BadVideo, frame_files
+from clips.list_files import (
+    FORMS,
+    ListFlags,
+    Row,
+    format_row,
+    frames_of,
+    label_by_folder,
+    read_class_names,
+    read_list,
+)
+from clips.listing import some, videos_and_others
 from data_prep import extract
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, path_part, print_note
 
 CATEGORIES = "category.txt"
+FLAGS = ListFlags("--format", "--separator", "--first_label", "--names")
 LABELLED_FORMS = [form for form in FORMS if form != "unlabelled"]
 
 
@@ -35,30 +48,50 @@ LABELLED_FORMS = [form for form in FORMS if form != "unlabelled"]
 # Folders -> lists
 
 
-def rows_of(folder: Path, form: str, path: str, label: int) -> Iterator[Row]:
-    """A row for every video of a class folder."""
-    for video in sorted(folder.iterdir()):
-        name = f"{path}/{video.name}"
-        if form == "video" and video.suffix.lower() in VIDEO_SUFFIXES and video.name[0] != ".":
-            yield Row(name, (), (label,))
-        elif form != "video" and video.is_dir() and (frames := frame_files(video)):
-            numbers = (len(frames),) if form == "frames" else (frame_number(frames[0]), frame_number(frames[-1]))
-            yield Row(name, numbers, (label,))
+def rows_of(folders: dict[str, str], files: dict[str, str], form: str, path: str, label: int) -> Iterator[Row]:
+    """A row for every video of a class: of its folders of frames, or of its video files. Raises BadVideo."""
+    if form == "video":
+        yield from (Row(f"{path}/{Path(file).name}", (), (label,)) for file in sorted(files.values()))
+        return
+    for name, folder in folders.items():
+        try:
+            frames = frame_files(folder)
+        except OSError as error:
+            raise BadVideo(f"{folder} could not be listed ({error.strerror})") from error
+        if frames and form == "frames":
+            yield Row(f"{path}/{name}", (len(frames),), (label,))
+        elif frames:
+            try:
+                numbers = frame_numbers(frames)
+            except ValueError as error:
+                raise BadVideo(f"{folder}: {error}; write --format frames") from error
+            yield Row(f"{path}/{name}", (numbers[0], numbers[-1]), (label,))
 
 
 def write(args: argparse.Namespace) -> int:
     folders = list(extract.class_folders(args.src))
     classes = sorted({folder.name for _, folder in folders})
     lists: dict[str, list[str]] = {}
+    others: list[str] = []
     for split, folder in folders:
-        rows = rows_of(folder, args.format, f"{split}/{folder.name}", classes.index(folder.name))
+        path, label = f"{split}/{folder.name}", classes.index(folder.name)
+        frames, files, strange = videos_and_others(folder)
+        try:
+            rows = list(rows_of(frames, files, args.format, path, label))
+        except BadVideo as error:
+            raise UserError(str(error)) from error
         lists.setdefault(split, []).extend(format_row(row, args.separator, args.first_label) for row in rows)
+        listed = {row.path for row in rows}
+        of_class = [*strange, *map(os.path.basename, [*frames.values(), *files.values()])]
+        others += sorted(path for name in of_class if (path := f"{split}/{folder.name}/{name}") not in listed)
+    if others:
+        print_note(f"passed over {len(others):,} that --format {args.format} does not list: {some(others)}")
     if not any(lists.values()):
         raise UserError(f"{args.src} holds no video for --format {args.format}: see --help for what it lists")
     args.dst.mkdir(parents=True, exist_ok=True)
     for name, lines in {CATEGORIES: classes, **{f"{split}.txt": lines for split, lines in lists.items()}}.items():
         with atomic_write(args.dst / name) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.write("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
         print(f"{args.dst / name}: {len(lines):,} lines")
     return 0
 
@@ -67,50 +100,69 @@ def write(args: argparse.Namespace) -> int:
 # Lists -> folders of links
 
 
-def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> bool:
-    """Makes `target` a link to a video file, or a folder of links to frames. False when they are not all there."""
+def link_row(row: Row, root: Path, target: Path, work: Path, prefix: str) -> None:
+    """Makes `target` a link to a video file, or a folder of links to frames. Raises BadVideo when they are not all there."""
     source = root / row.path
+    lacking = BadVideo(f"not in {root}, or not with the frames that its line says")
     if not row.numbers:
         file = next((file for file in (source, source.with_name(f"{source.name}.mp4")) if file.is_file()), None)
-        if file and not (link := target.with_name(file.name)).is_symlink():
+        if file is None:
+            raise lacking
+        if not (link := target.with_name(file.name)).is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file)
-        return file is not None
-    images = [name for name in frame_files(source) if name.startswith(prefix)] if source.is_dir() else []
-    names = frames_of(images, row.numbers)
-    if names:
-        folder = work / uuid.uuid4().hex
-        folder.mkdir()
-        for name in names:
-            (folder / name).symlink_to(source / name)
-        extract.install(folder, target)
-    return bool(names)
+        return
+    try:
+        names = frames_of(frame_files(source, prefix), row.numbers)
+    except OSError as error:
+        raise lacking from error
+    except UserError as error:
+        raise BadVideo(str(error)) from error
+    if not names:
+        raise lacking
+    folder = work / uuid.uuid4().hex
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(source / name)
+    extract.install(folder, target)
+
+
+def target_of(row: Row, folder: Path, names: Sequence[str]) -> Path:
+    """Where in the folder of a split the links to a row's video go. Raises UserError where a name leads elsewhere."""
+    (number,) = row.labels
+    label = extract.folder_name(names[number]) if names else f"{number:04d}"
+    part = "_{}_{}".format(*row.numbers) if len(row.numbers) == 2 else ""
+    return folder / label / path_part(f"{row.path.rstrip('/').rpartition('/')[2]}{part}", f"the video '{row.path}', as")
 
 
 def read(args: argparse.Namespace) -> int:
     root = args.root.resolve()
-    names = read_class_names(args.names) if args.names else []
+    given = read_class_names(args.names) if args.names else None
     targets: dict[Path, Row] = {}
     for split, path in extract.list_files(args.list).items():
-        for row in read_list(path, args.format, separator=args.separator, first_label=args.first_label):
-            (number,) = row.labels
-            if names and number >= len(names):
+        rows, names = (
+            read_list(path, args.format, separator=args.separator, first_label=args.first_label, flags=FLAGS),
+            given,
+        )
+        if args.format == "video":
+            rows, names = label_by_folder(rows, path, given, FLAGS)
+        for row in rows:
+            if names and row.labels[0] >= len(names):
                 raise UserError(
-                    f"{path} has label {number}, {args.names} has {len(names)} classes from 0: give its own"
+                    f"{path} has label {row.labels[0]}, {args.names} has {len(names)} classes from 0: give its own"
                 )
-            label = extract.folder_name(names[number]) if names else f"{number:04d}"
-            part = "_{}_{}".format(*row.numbers) if len(row.numbers) == 2 else ""
-            target = args.dst.resolve() / split / label / f"{Path(row.path).name}{part}"
+            target = target_of(row, args.dst.resolve() / split, names or ())
             if targets.setdefault(target, row) != row:
                 raise UserError(f"'{targets[target].path}' and '{row.path}' would both be {target}: rename one of them")
     with extract.writing_to(args.dst), extract.alone(args.dst, "annotate"):
         work = extract.empty_folder(args.dst / extract.UNFINISHED / "annotate")
         todo = {target: row for target, row in targets.items() if not (target.exists() or target.is_symlink())}
-        failures = {
-            row.path: f"not in {root}, or not with the frames that its line says"
-            for target, row in todo.items()
-            if not link_row(row, root, target, work, args.prefix)
-        }
+        failures = {}
+        for target, row in todo.items():
+            try:
+                link_row(row, root, target, work, args.prefix)
+            except BadVideo as error:
+                failures[row.path] = str(error)
         print(f"{len(targets):,} videos listed, {len(targets) - len(failures):,} linked in {args.dst}")
         return extract.name_failures(args.dst, failures)
 

@@ -16,7 +16,9 @@ import difflib
 import errno
 import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -30,13 +32,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import av
 from tqdm import tqdm
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from clips.frame_names import frame_order
 from clips.frame_sources import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -47,13 +50,15 @@ from clips.frame_sources import (
     frame_files,
 )
 from clips.list_files import read_lines
+from clips.listing import some
 from clips.video_split import SPLITS
-from utils import UserError, atomic_write, read_json
+from utils import UserError, atomic_write, path_part, print_note, read_json
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
 
 # Cuts and lost packets cost an honest video a few frames of those its header claims; a truncated one loses more.
 MIN_SHARE_OF_CLAIMED_FRAMES = 0.9
+MOST_PIXELS, MOST_FRAMES_PER_SECOND = 16384, 1000
 SAMPLE = 8  # videos after which disk space and time are foretold
 NEVER_FITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -82,18 +87,19 @@ class Video:
 
     @property
     def folder(self) -> str:
-        """Where its frames go, relative to the data set."""
-        return f"{self.split}/{folder_name(self.label)}/{self.name}"
+        """Where its frames go, relative to the data set. Raises UserError where a name would lead out of it."""
+        name = self.name if self.source is None else path_part(self.name, f"a video of class '{self.label}',")
+        return f"{self.split}/{folder_name(self.label)}/{name}"
 
 
 def folder_name(label: str) -> str:
     """Blanks in class names would break the list formats that separate columns with them."""
-    return label.replace(" ", "_")
+    return path_part(label, "the class").replace(" ", "_")
 
 
 def same(label: str) -> str:
     """A form in which the spellings of one class are equal: letter case, blanks, brackets around placeholders."""
-    return re.sub(r"[\[\]]", "", folder_name(label)).casefold()
+    return re.sub(r"[\[\]]", "", label.replace(" ", "_")).casefold()
 
 
 def read_classes(source: str | Path) -> Classes:
@@ -102,6 +108,15 @@ def read_classes(source: str | Path) -> Classes:
     content = read_json(shipped if shipped.is_file() else Path(source))
     if not isinstance(content, dict) or not content or not set(content) <= set(SPLITS):
         raise UserError(f'{source} is no split: expected {{"train": [class, ...], "val": [...], "test": [...]}}')
+    for split, labels in content.items():
+        names, counts = list(labels or ()) if isinstance(labels, (dict, list)) else [None], []
+        if isinstance(labels, dict):
+            counts = [count for count in labels.values() if count is not None]
+        if not all(isinstance(name, str) for name in names) or not all(type(n) is int and n >= 0 for n in counts):
+            raise UserError(
+                f"{source} has {json.dumps(labels)[:60]} for {split}: expected a list of class names, or their numbers of "
+                'videos as {"class": 120, ...}'
+            )
     classes = {
         split: dict(labels) if isinstance(labels, dict) else dict.fromkeys(labels) for split, labels in content.items()
     }
@@ -115,14 +130,52 @@ def read_classes(source: str | Path) -> Classes:
 
 
 def find_videos(src: Path) -> Iterator[Path]:
-    """Video files and folders of images below `src`, sorted, without the hidden ones that archives of macOS carry."""
-    for folder, folders, files in os.walk(src, followlinks=True):
+    """Video files and folders of frames below `src`, sorted, without the hidden ones that archives of macOS carry.
+
+    What is neither, and links that lead back to where they are or nowhere, are told in one note when all is found. Raises
+    UserError where a folder may not be read.
+    """
+    others: list[str] = []
+    for folder, folders, files in os.walk(src, followlinks=True, onerror=_unreadable):
+        visible = sorted(name for name in files if name[0] != ".")
+        images = [name for name in visible if name.lower().endswith(IMAGE_SUFFIXES)]
+        videos = [name for name in visible if name.lower().endswith(VIDEO_SUFFIXES)]
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in files):
+        if images and not videos and (not folders or _are_frames(images)):
             yield Path(folder)
-        yield from (
-            Path(folder, name) for name in sorted(files) if name.lower().endswith(VIDEO_SUFFIXES) and name[0] != "."
-        )
+            others += [f"{folder}/{name}" for name in folders]
+            folders.clear()
+        elif images:  # a cover, a thumbnail
+            others += [f"{folder}/{name}" for name in images]
+        there = {name: os.path.isfile(f"{folder}/{name}") for name in videos}
+        yield from (Path(folder, name) for name in videos if there[name])
+        others += [f"{folder}/{name}" for name in visible if not there.get(name) and name not in images]
+        loops = [name for name in folders if os.path.islink(f"{folder}/{name}") and _is_loop(f"{folder}/{name}", src)]
+        folders[:] = [name for name in folders if name not in loops]
+        others += [f"{folder}/{name}" for name in loops]
+    if others:
+        print_note(f"passed over {len(others):,} that are no videos: {some(others)}")
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{error.filename} could not be listed ({error.strerror}): expected a folder that may be read"
+    ) from error
+
+
+def _are_frames(images: Sequence[str]) -> bool:
+    """Whether images are frames although there are folders beside them: more than one of a series."""
+    try:
+        return len(frame_order(images)[0]) > 1
+    except ValueError:
+        return True  # the video is named as one without a certain order
+
+
+def _is_loop(link: str, src: Path) -> bool:
+    """Whether a link to a folder leads to one that it lies in, by the way that was walked from `src`."""
+    target = os.path.realpath(link)
+    above = Path(link).parents
+    return any(os.path.realpath(parent) == target for parent in above if parent == src or src in parent.parents)
 
 
 def class_folders(dataset: Path) -> Iterator[tuple[str, Path]]:
@@ -238,7 +291,7 @@ def read_rows(paths: Sequence[Path]) -> Rows:
         rows[split] = []
         for line in read_lines(path):
             *folders, last = line.split("/")
-            if not any(folders):
+            if not any(folders) or not last.strip():
                 raise UserError(f"{path} has the line '{line[:80]}': expected class/video")
             label = [folder for folder in folders if folder][-1]
             rows[split].append((label, stem(last.split()[0])))
@@ -369,10 +422,6 @@ class Extractor:
 
     def _run(self, source: Path, stream: int, folder: Path) -> str:
         """ffmpeg's complaints. Raises BadVideo when it gave up."""
-        if source.is_dir() and self.settings.fps:
-            raise UserError(
-                f"--fps needs videos, and {source} is a folder of frames, which has no rate: leave --fps out"
-            )
         image, filters = self.settings.image, self.settings.filters
         if source.is_dir() and not filters and frame_files(source)[0].lower().endswith(f".{image}"):
             coding = ["-c:v", "copy"]  # images that need no change keep their bytes
@@ -481,7 +530,8 @@ class Manifest:
             text = self.path.read_bytes()
             with open(self.path, "r+b") as file:
                 file.truncate(text.rfind(b"\n") + 1)  # a kill may have cut the last line
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close())
+        # A byte of a name that is no UTF-8 becomes an escape that JSON knows.
+        self._file = open(self.path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  (closed by close())
         self._write({"settings": settings})
         self._write({"missing": missing})
 
@@ -540,10 +590,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def size(text: str) -> str:
     """For argparse: 'WxH' or 'original'."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if text != "original" and not (match and int(match[1]) and int(match[2])):
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT as in 256x256, or 'original', found '{text}'")
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if text != "original" and not (match and all(0 < int(side) <= MOST_PIXELS for side in match.groups())):
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT of 1 to {MOST_PIXELS} as in 256x256, or 'original', found '{text}'"
+        )
     return text
+
+
+def frame_rate(text: str) -> float:
+    """For argparse: frames per second, 0 for all."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate <= MOST_FRAMES_PER_SECOND:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_FRAMES_PER_SECOND} frames per second, found '{text}'")
+    return rate
 
 
 def number(low: int, high: int) -> Callable[[str], int]:
@@ -559,7 +622,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
 
 def shard_of(video: Video, shards: int) -> int:
     """By its name alone, so that machines which find different videos still share them out alike."""
-    return int(hashlib.sha256(video.folder.encode()).hexdigest()[:15], 16) % shards
+    return int(hashlib.sha256(video.folder.encode(errors="surrogateescape")).hexdigest()[:15], 16) % shards
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -592,7 +655,9 @@ def arguments(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="pixels of the shorter side, the other one keeps the aspect; for networks trained on undistorted frames",
     )
-    frames.add_argument("--fps", type=float, default=0.0, help="frames to keep of a second of video; 0 keeps them all")
+    frames.add_argument(
+        "--fps", type=frame_rate, default=0.0, help="frames to keep of a second of video; 0 keeps them all"
+    )
     frames.add_argument("--image", choices=("jpg", "png"), default="jpg", help="png is exact and several times larger")
     frames.add_argument(
         "--quality", type=number(2, 31), default=2, help="of jpg, as ffmpeg counts: 2 is best, 31 is smallest"
@@ -634,6 +699,8 @@ def main(parser: argparse.ArgumentParser, wanted: Wanted, argv: Sequence[str] | 
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; a UserError becomes a line and code 2, Ctrl-C a line and code 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that are no UTF-8
     try:
         return command()
     except UserError as error:
@@ -672,6 +739,8 @@ def _run(args: argparse.Namespace, wanted: Wanted) -> int:
     videos = wanted(args)
     if not any(video.source for video in videos):
         raise UserError(f"no video of this split is in {args.src}: expected the unpacked download, see --help")
+    if args.fps and (frames := next((v.source for v in videos if v.source and v.source.is_dir()), None)):
+        raise UserError(f"--fps needs videos, and {frames} is a folder of frames, which has no rate: leave --fps out")
     index, shards = args.shard or (0, 1)
     part = f".shard-{index}-of-{shards}" if shards > 1 else ""
     videos = [video for video in videos if shard_of(video, shards) == index]
@@ -804,4 +873,4 @@ def _name(path: Path, lines: Sequence[str]) -> None:
         path.unlink(missing_ok=True)
         return
     with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+        file.write(("\n".join(lines) + "\n").encode(errors="surrogateescape"))

@@ -15,12 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
+from clips.listing import some
 from data_prep import extract
-from utils import UserError
+from utils import UserError, print_note
 
 
 def labelled(folder: Path) -> list[tuple[str, Path]]:
-    return [(path.parent.name, path) for path in extract.find_videos(folder)]
+    """(class, video) of all videos in class folders below a folder, which need not be there."""
+    videos = list(extract.find_videos(folder)) if folder.is_dir() else []
+    if stray := [path.name for path in videos if path.parent == folder]:
+        print_note(f"{folder}: passed over {len(stray):,} video(s) that are in no class folder: {some(stray)}")
+    return [(path.parent.name, path) for path in videos if path.parent != folder]
 
 
 def wanted(args: argparse.Namespace) -> list[extract.Video]:

@@ -32,9 +32,11 @@ def official_rows(folder: Path, number: str) -> extract.Rows:
     rows: extract.Rows = {"train": [], "test": []}
     for file in files:
         for line in read_lines(file):
-            name, part = line.rsplit(maxsplit=1)
+            name, _, part = line.rpartition(" ")
+            if not name or part not in ("0", *OFFICIAL_PARTS):
+                raise UserError(f"{file} has the line '{line[:80]}': expected a video's name and 0, 1 or 2")
             if part in OFFICIAL_PARTS:
-                rows[OFFICIAL_PARTS[part]].append((file.name.removesuffix(suffix), extract.stem(name)))
+                rows[OFFICIAL_PARTS[part]].append((file.name.removesuffix(suffix), extract.stem(name.strip())))
     return rows
 
 

@@ -41,15 +41,20 @@ def official_rows(files: dict[str, Path]) -> extract.Rows:
     """Rows of csv files with the columns label, youtube_id, time_start, time_end."""
     rows: extract.Rows = {}
     for split, path in files.items():
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             table = csv.DictReader(file)
             lacking = {"label", "youtube_id", "time_start", "time_end"} - set(table.fieldnames or ())
             if lacking:
                 raise UserError(f"{path} has no column {', '.join(sorted(lacking))}: expected an official csv file")
-            rows[split] = [
-                (row["label"], f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}")
-                for row in table
-            ]
+            rows[split] = []
+            for row in table:
+                times = [row["time_start"], row["time_end"]]
+                if not (row["label"] and row["youtube_id"] and all(time and time.isdecimal() for time in times)):
+                    raise UserError(
+                        f"{path}, line {table.line_num}: expected a label, a YouTube id and whole seconds, found {row}"
+                    )
+                start, end = map(int, times)
+                rows[split].append((row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}"))
     return rows
 
 

@@ -27,7 +27,10 @@ def official_rows(folder: Path, part: str) -> list[tuple[str, str]]:
     files = [file for file in sorted(folder.glob(f"*{part}.json")) if file.name[0] != "."]
     if not files:
         raise UserError(f"{folder} holds no file *{part}.json: expected the label files of Something-Something V2")
-    return [(item["template"].replace("[", "").replace("]", ""), str(item["id"])) for item in read_json(files[0])]
+    items = read_json(files[0])
+    if not isinstance(items, list) or not all(isinstance(i, dict) and {"template", "id"} <= set(i) for i in items):
+        raise UserError(f"{files[0]} is no label file: expected a list of entries that have a template and an id")
+    return [(str(item["template"]).replace("[", "").replace("]", ""), str(item["id"])) for item in items]
 
 
 def otam_rows(folder: Path, classes: extract.Classes) -> extract.Rows:

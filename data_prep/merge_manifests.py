@@ -46,7 +46,7 @@ def merge(dst: Path, *, allow_missing: bool) -> int:
     entries = extract.read_entries(files, settings)
     with atomic_write(dst / "manifest.jsonl") as file:
         for line in ({"settings": settings}, {"missing": missing}, *(entries[folder] for folder in sorted(entries))):
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     for path in dst.glob("*.shard-*-of-*"):
         path.unlink()
     return extract.report(dst, "", entries.values(), missing, allow_missing=allow_missing)

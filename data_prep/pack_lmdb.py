@@ -27,15 +27,15 @@ from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
-    frame_files,
-    list_video_files,
+    frames_and_others,
     lmdb_key,
     pack_images,
     pack_video,
     packed_frames,
 )
+from clips.listing import Entries, some
 from data_prep import extract
-from utils import UserError
+from utils import UserError, print_note
 
 LMDB_KIND = b"//kind"
 BATCH = 32  # videos read at a time and written in one transaction: what a kill takes back
@@ -46,34 +46,40 @@ Listing = dict[str, dict[str, Path]]  # class -> video -> a folder of frames or 
 
 def list_split(root: Path) -> tuple[str, Listing]:
     """('images' or 'video', listing) of a split folder. Raises UserError where it holds both or none."""
-    folders: Listing = {}
-    for label in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        videos = sorted(entry for entry in label.iterdir() if entry.is_dir() and entry.name[0] != ".")
-        folders[label.name] = {video.name: video for video in videos}
-    try:
-        listed = list_video_files(root)
-    except BadVideo as error:
-        raise UserError(str(error)) from error
-    files = {label: {name: Path(path) for name, path in videos.items()} for label, videos in listed.items()}
-    kinds = {kind: listing for kind, listing in (("images", folders), ("video", files)) if any(listing.values())}
+    entries = Entries.of(root)
+    kinds = {
+        kind: {label: {name: Path(path) for name, path in videos.items()} for label, videos in paths.items()}
+        for kind, paths in (("images", entries.folders), ("video", entries.files))
+        if any(paths.values())
+    }
     if len(kinds) != 1:
         found = "both" if kinds else "neither"
         raise UserError(f"{root} holds {found}: expected folders of frames or video files in class folders")
+    if entries.others:
+        print_note(f"{root}: passed over {len(entries.others):,} that are no videos: {some(entries.others)}")
     return kinds.popitem()
 
 
-def packed(video: Path) -> bytes | str:
-    """The value to store, or what is wrong with the video."""
+def packed(video: Path) -> tuple[bytes | str, list[str]]:
+    """(the value to store, or what is wrong with the video; names of images that are no frames of it)."""
     try:
         if not video.is_dir():
-            return pack_video(VideoFile(video).num_frames, video.read_bytes())
-        images = [video / name for name in frame_files(video)]
+            return pack_video(VideoFile(video).num_frames, video.read_bytes()), []
+        names, others = frames_and_others(video)
+        images = [video / name for name in names]
         damaged = next((image.name for image in images if not extract.is_whole(image)), None)
         if damaged or not images:
-            return f"{damaged} is cut short" if damaged else "the folder holds no .jpg or .png file"
-        return pack_images([image.read_bytes() for image in images])
+            return (f"{damaged} is cut short" if damaged else "the folder holds no .jpg or .png file"), others
+        return pack_images([image.read_bytes() for image in images]), others
     except BadVideo as error:
-        return str(error)
+        return str(error), []
+    except OSError as error:  # it has gone, or may not be read
+        return f"{error.filename} could not be read ({error.strerror})", []
+
+
+def name_of(key: bytes) -> str:
+    """The '<class>/<video>' of which `lmdb_key` made the key."""
+    return key.decode(errors="surrogateescape")
 
 
 class Pack:
@@ -131,6 +137,7 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
     kind, listing = list_split(root)
     videos = {lmdb_key(label, name): video for label, names in listing.items() for name, video in names.items()}
     failures: dict[str, str] = {}
+    beside: list[str] = []
     pack = Pack(path, kind)
     todo = [key for key in videos if pack.frames(key) is None]
     print(f"{root.name}: {len(videos):,} videos, {len(todo):,} to do")
@@ -138,13 +145,17 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
             values = dict(zip(batch, pool.map(packed, [videos[key] for key in batch]), strict=True))
-            pack.put({key: value for key, value in values.items() if isinstance(value, bytes)})
-            failures |= {key.decode(): value for key, value in values.items() if isinstance(value, str)}
+            pack.put({key: value for key, (value, _) in values.items() if isinstance(value, bytes)})
+            failures |= {name_of(key): value for key, (value, _) in values.items() if isinstance(value, str)}
+            beside += [f"{name_of(key)}/{other}" for key, (_, others) in values.items() for other in others]
             bar.update(len(batch))
+    if beside:
+        print_note(f"{root}: left out {len(beside):,} images that are no frames of their videos: {some(beside)}")
     # The index comes last: its presence says that the split is whole.
     counts = {label: {name: pack.frames(lmdb_key(label, name)) for name in names} for label, names in listing.items()}
     counts = {label: {name: count for name, count in names.items() if count} for label, names in counts.items()}
-    pack.put({LMDB_INDEX: json.dumps({"kind": kind, "videos": counts}, ensure_ascii=False).encode()})
+    index = json.dumps({"kind": kind, "videos": counts}, ensure_ascii=False)
+    pack.put({LMDB_INDEX: index.encode(errors="backslashreplace")})  # bytes that are no UTF-8 as escapes of JSON
     pack.close()
     return failures
 
@@ -157,7 +168,7 @@ def verify_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
 
     def compare(pair: tuple[bytes, Path]) -> tuple[str, str]:
         key, video = pair
-        return key.decode(), "" if pack.get(key) == packed(video) else "it differs from its source or is not in"
+        return name_of(key), "" if pack.get(key) == packed(video)[0] else "it differs from its source or is not in"
 
     differing = {name: reason for name, reason in extract.in_parallel(compare, videos, jobs, doing=root.name) if reason}
     pack.close()

@@ -55,11 +55,23 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_other_files_are_passed_over_and_suffixes_may_be_upper_case(video: Path) -> None:
     (video / "1.jpg").rename(video / "1.JPEG")
-    shutil.copy(video / "2.jpg", video / "2.PNG")  # the content decides, not the suffix
+    (video / "2.jpg").rename(video / "2.PNG")  # the content decides, not the suffix
     for name in ("Thumbs.db", "labels.csv", ".3.jpg", "._1.jpg", "8.jpg.part"):
         (video / name).write_bytes(b"x")
-    assert FrameFolder(video).num_frames == FRAMES + 1
-    FrameFolder(video).read(range(FRAMES + 1))
+    assert FrameFolder(video).num_frames == FRAMES
+    FrameFolder(video).read(range(FRAMES))
+
+
+def test_images_of_another_name_are_no_frames_and_an_uncertain_order_is_a_bad_video(video: Path) -> None:
+    every = FrameFolder(video).read(range(FRAMES))
+    for name in ("flow_x_1.jpg", "2 copy.jpg", "thumbnail.jpg"):
+        shutil.copy(video / "4.jpg", video / name)
+    np.testing.assert_array_equal(FrameFolder(video).read(range(FRAMES)), every)
+    shutil.copy(video / "4.jpg", video / "04.jpg")
+    with pytest.raises(
+        BadVideo, match=r"video: '04.jpg' and '4.jpg' are one frame by their numbers .expected 00001.jpg"
+    ):
+        FrameFolder(video).read([0])
 
 
 # Odd images that are converted ---------------------------------------------------------------------------------------

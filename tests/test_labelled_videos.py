@@ -192,8 +192,11 @@ def test_frames_that_a_list_promises_and_are_not_there_are_named(root: Path, tex
 
 def test_frames_without_numbers_are_no_range(root: Path) -> None:
     (root / "run/a/cover.jpg").touch()
+    assert listed(root, "run/a 1 6 0\n", form="ranges").source(0).num_frames == 6
+    write_video(root / "one", frames=1)
+    (root / "one/1.jpg").rename(root / "one/cover.jpg")
     with pytest.raises(BadVideo, match="'cover.jpg' has no number in its name"):
-        listed(root, "run/a 1 6 0\n", form="ranges").source(0)
+        listed(root, "one 1 1 0\n", form="ranges").source(0)
 
 
 # Fingerprints --------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_a_line_may_have_multi_label() -> None:
 @pytest.mark.parametrize(
     ("line", "form", "separator", "words"),
     [
-        ("a four 0", "frames", " ", "the line 'a four 0' is no 'frames' line: expected 'path num_frames label'"),
+        ("a four 0", "frames", " ", "'a four 0' is no 'frames' line: expected 'path num_frames label'"),
         ("a 0", "frames", " ", "'path num_frames label'"),
         ("a;1;5;0", "ranges", " ", "'path first last label'"),
         ("a 1 5 -2", "ranges", " ", "'path first last label'"),
@@ -120,8 +120,11 @@ def test_rows_mean_frames_that_are_all_there_or_none(numbers: tuple[int, ...], e
     assert frames_of(NAMES, numbers) == expected
 
 
-def test_two_images_of_one_number_are_no_frames_of_a_range() -> None:
-    assert frames_of([*NAMES, "flow_x_00005.jpg"], (5, 6)) == []
+def test_images_without_a_number_are_no_frames_of_a_range() -> None:
+    assert frames_of(["frame_1_t0.04.jpg", "frame_2_t0.08.jpg", "frame_3_t0.12.jpg"], (2, 3)) == [
+        "frame_2_t0.08.jpg",
+        "frame_3_t0.12.jpg",
+    ]
     with pytest.raises(UserError, match="'cover.jpg' has no number"):
         frames_of(["cover.jpg"], (1, 1))
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from video_clips import in_a_process, make_clip, turn
 
 from clips import frame_sources
-from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile, list_video_files
+from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile
 from data_prep import extract_folder, pack_lmdb
 
 FOOTAGE = Path(__file__).parents[2] / "shared" / "data"
@@ -113,22 +113,6 @@ def test_odd_file_names(tmp_path):
     for name in ("-a:b [c] %05d#é?.mp4", "http:x.mp4"):
         shutil.copy(clip, tmp_path / name)
         assert VideoFile(tmp_path / name).num_frames == 10
-
-
-def test_video_files_are_listed_by_class_without_their_suffix(tmp_path):
-    for name in ("b/2.webm", "b/10.MP4", "a/x.avi", "a/notes.txt", "a/.hidden.mp4", "c/d/e.mp4"):
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).touch()
-    listing = list_video_files(tmp_path)
-    assert listing == {
-        "a": {"x": f"{tmp_path}/a/x.avi"},
-        "b": {"10": f"{tmp_path}/b/10.MP4", "2": f"{tmp_path}/b/2.webm"},
-        "c": {},
-    }
-    assert list(listing["b"]) == ["10", "2"]
-    (tmp_path / "b/2.avi").touch()
-    with pytest.raises(BadVideo, match="two videos called 2"):
-        list_video_files(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
