@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from conftest import FRAMES, VIDEOS, textured_frames, write_split
+from video_clips import write_clip
 
 from clips import listing
 from clips.episodes import draw_episode, seal_episodes, unseal_episodes
@@ -28,17 +28,6 @@ def opened(dataset: Path, name: str = "train", **settings: str) -> tuple[Split, 
     """A split and what was said of it."""
     notes: list[str] = []
     return Split.open(dataset, name, note=notes.append, **settings), notes
-
-
-def encode(path: Path, codec: str = "mpeg4", format: str | None = None, size: tuple[int, int] = (64, 48)) -> Path:
-    """A video file of FRAMES frames, by PyAV, so that no program is needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=format) as container:
-        stream = container.add_stream(codec, rate=25, width=size[0], height=size[1], pix_fmt="yuv420p")
-        for frame in textured_frames(0, FRAMES, size[1], size[0]):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode(None))
-    return path
 
 
 @pytest.fixture
@@ -96,7 +85,7 @@ def test_videos_that_are_left_out_are_named_with_the_reason(train: Path) -> None
 
 def test_a_folder_of_frames_beside_video_files_is_passed_over_where_it_holds_none(tmp_path: Path) -> None:
     for name in ("clap/a", "clap/b", "wave/a"):
-        encode(tmp_path / f"train/{name}.avi")
+        write_clip(tmp_path / f"train/{name}.avi")
     (tmp_path / "train/clap/annotations").mkdir()
     split, notes = opened(tmp_path)
     assert (split.format, split.videos) == ("video", [["a", "b"], ["a"]])
@@ -113,7 +102,7 @@ def test_a_class_of_the_other_form_is_named_with_what_it_holds(train: Path) -> N
         opened(train.parent)
     for name in ("a.avi", "b.mp4", "c.webm"):
         (train / "pour" / name).unlink()
-    encode(train / "pour/a.avi")
+    write_clip(train / "pour/a.avi")
     with pytest.raises(
         UserError, match=r"class 'clap' in .* has no video file, but clap_000, clap_001, clap_002: a split"
     ):
@@ -168,7 +157,7 @@ def test_video_files_are_listed_by_class_without_their_suffix(tmp_path: Path) ->
 )
 def test_files_of_every_container_are_videos(suffix: str, codec: str, format: str, tmp_path: Path) -> None:
     assert suffix.lower() in VIDEO_SUFFIXES
-    encode(tmp_path / f"train/clap/v{suffix}", codec, format)
+    write_clip(tmp_path / f"train/clap/v{suffix}", codec, format)
     split, notes = opened(tmp_path)
     assert (split.videos, split.num_frames, notes) == ([["v"]], [[FRAMES]], [])
     frames = split.source(0, 0).read(range(FRAMES))
@@ -192,7 +181,7 @@ def test_links_to_nothing_and_to_themselves_are_bad_videos(train: Path) -> None:
 
 
 def test_links_of_video_files_to_nothing_are_bad_videos(tmp_path: Path) -> None:
-    encode(tmp_path / "train/clap/v.avi")
+    write_clip(tmp_path / "train/clap/v.avi")
     (tmp_path / "train/clap/dead.mp4").symlink_to(tmp_path / "gone.mp4")
     os.mkfifo(tmp_path / "train/clap/pipe.mp4")
     split, notes = opened(tmp_path, on_bad_video="skip")

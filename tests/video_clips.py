@@ -1,4 +1,4 @@
-"""Small videos and trees of them for the tests of data_prep and frame_sources. They need the program ffmpeg."""
+"""Small videos and trees of them for the tests of data_prep and frame_sources. Most need the program ffmpeg."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+from conftest import FRAMES, textured_frames
+
 
 def make_clip(path: Path, *options: str, frames: int = 10, size: str = "64x48", rate: int = 10) -> Path:
     """Encodes a moving test picture; the suffix says the container, `options` go to ffmpeg before the output."""
@@ -14,6 +17,17 @@ def make_clip(path: Path, *options: str, frames: int = 10, size: str = "64x48", 
     source = ["-f", "lavfi", "-i", f"testsrc=size={size}:rate={rate}"]
     command = ["ffmpeg", "-v", "error", "-y", *source, "-frames:v", str(frames), *options, f"file:{path}"]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def write_clip(path: Path, codec: str = "mpeg4", format: str | None = None, frames: int = FRAMES) -> Path:
+    """Encodes the textured frames with PyAV, which needs no program; the suffix says the container, unless `format` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(codec, rate=25, width=64, height=48, pix_fmt="yuv420p")
+        for frame in textured_frames(0, frames, 48, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode(None))
     return path
 
 
