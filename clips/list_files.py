@@ -52,6 +52,10 @@ def read_lines(path: Path) -> list[str]:
 
     A byte that is no UTF-8 is kept as Python keeps it in file names.
     """
+    return [line for _, line in _numbered_lines(path)]
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -59,7 +63,8 @@ def read_lines(path: Path) -> list[str]:
     if b"\0" in content:  # UTF-16, or no text at all
         raise UserError(f"could not read {path}, which holds zero bytes; give a text file in UTF-8")
     text = content.decode("utf-8-sig", errors="surrogateescape")
-    return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+    lines = re.split(r"\r\n|\n|\r", text)  # alone, as names may hold what Python also takes for the end of a line
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def read_list(
@@ -77,15 +82,15 @@ def read_list(
     multi_label: rows have any number of them. Where no line of a 'video' list has a label, all rows have none.
     """
     parse = parse_multi_label_row if multi_label else parse_row
-    lines = read_lines(path)
-    if form == "video" and not any(_has_label(line, separator) for line in lines):
-        return [Row(line, (), ()) for line in lines]
+    lines = _numbered_lines(path)
+    if form == "video" and not any(_has_label(line, separator) for _, line in lines):
+        return [Row(line, (), ()) for _, line in lines]
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             rows.append(parse(line, form, separator, first_label, flags))
         except UserError as error:
-            raise UserError(f"{path}, line {number} of those that are not empty: {error}") from error
+            raise UserError(f"{path}, line {number}: {error}") from error
     return rows
 
 

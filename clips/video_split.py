@@ -171,7 +171,7 @@ KINDS = {"frames": "folder of frames", "video": "video file", "lmdb": "video"}
 def left_out(listing: Listing, kind: str) -> Iterator[str]:
     """A sentence on each kind of thing that is in a split's folder and not in the split."""
     if listing.others:
-        yield f"passed over {len(listing.others):,} that are no {kind}: {some(listing.others)}"
+        yield f"{len(listing.others):,} passed over, being no {kind}: {some(listing.others)}"
     bad = [place for place in listing.remarks if not listing.counts[place[0]][place[1]]]
     if bad:
         yield f"left out {len(bad):,} video(s) without a frame that can be read, the first is {_reason(listing, bad[0])}"

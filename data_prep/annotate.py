@@ -85,7 +85,7 @@ def write(args: argparse.Namespace) -> int:
         of_class = [*strange, *map(os.path.basename, [*frames.values(), *files.values()])]
         others += sorted(path for name in of_class if (path := f"{split}/{folder.name}/{name}") not in listed)
     if others:
-        print_note(f"passed over {len(others):,} that --format {args.format} does not list: {some(others)}")
+        print_note(f"{len(others):,} passed over, which --format {args.format} does not list: {some(others)}")
     if not any(lists.values()):
         raise UserError(f"{args.src} holds no video for --format {args.format}: see --help for what it lists")
     args.dst.mkdir(parents=True, exist_ok=True)

@@ -154,7 +154,7 @@ def find_videos(src: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in loops]
         others += [f"{folder}/{name}" for name in loops]
     if others:
-        print_note(f"passed over {len(others):,} that are no videos: {some(others)}")
+        print_note(f"{len(others):,} passed over, being no videos: {some(others)}")
 
 
 def _unreadable(error: OSError) -> NoReturn:

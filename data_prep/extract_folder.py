@@ -24,7 +24,7 @@ def labelled(folder: Path) -> list[tuple[str, Path]]:
     """(class, video) of all videos in class folders below a folder, which need not be there."""
     videos = list(extract.find_videos(folder)) if folder.is_dir() else []
     if stray := [path.name for path in videos if path.parent == folder]:
-        print_note(f"{folder}: passed over {len(stray):,} video(s) that are in no class folder: {some(stray)}")
+        print_note(f"{folder}: {len(stray):,} video(s) passed over, being in no class folder: {some(stray)}")
     return [(path.parent.name, path) for path in videos if path.parent != folder]
 
 

@@ -56,7 +56,7 @@ def list_split(root: Path) -> tuple[str, Listing]:
         found = "both" if kinds else "neither"
         raise UserError(f"{root} holds {found}: expected folders of frames or video files in class folders")
     if entries.others:
-        print_note(f"{root}: passed over {len(entries.others):,} that are no videos: {some(entries.others)}")
+        print_note(f"{root}: {len(entries.others):,} passed over, being no videos: {some(entries.others)}")
     return kinds.popitem()
 
 

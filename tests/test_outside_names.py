@@ -138,7 +138,7 @@ def test_a_list_without_labels_and_folders_and_one_with_some_labels_are_refused(
         labels_of(ucf / "testlist01.txt")
     (ucf / "testlist01.txt").write_text("Archery/a.avi 2\nArchery/b.avi\n")
     with pytest.raises(
-        UserError, match=r"testlist01.txt, line 2 .*'Archery/b.avi' is no 'video' line.*--list_form and --l"
+        UserError, match=r"testlist01.txt, line 2: .*'Archery/b.avi' is no 'video' line.*--list_form and --l"
     ):
         labels_of(ucf / "testlist01.txt")
 
@@ -190,7 +190,7 @@ def test_numbers_out_of_all_bounds_are_refused_at_once(root: Path, capsys: pytes
         "run/a 99999999999 0": "has frame 99999999999",
     }.items():
         path.write_text(f"{line}\n")
-        with pytest.raises(UserError, match=f"train.txt, line 1 .*{words}"):
+        with pytest.raises(UserError, match=f"train.txt, line 1: .*{words}"):
             ListedVideos.open(path, root)
     assert read(root, "run/a 4 99999999999\n", "") == 2
     assert "99999999999" in capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_frames_and_videos_are_found_and_the_rest_is_said_once(
     os.mkfifo(tmp_path / "run/pipe.mp4")
     assert found(tmp_path) == ["jump/a.mp4", "run/frames", "run/v.ts"]
     error = capsys.readouterr().err
-    assert error.startswith("note: passed over 6 that are no videos: ")
+    assert error.startswith("note: 6 passed over, being no videos: ")
     assert error.count("\n") == 1
 
 
