@@ -159,7 +159,7 @@ def _from_root(paths: Paths) -> list[str]:
     return [f"{label}/{os.path.basename(path)}" for label, videos in paths.items() for path in videos.values()]
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def first_few(names: Sequence[str], most: int = 3) -> str:
     """The first few names of many."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clips.frame_sources import BadVideo, FrameFolder, FrameSource, LmdbStore, VideoFile
-from clips.listing import LISTERS, Listing, holds_images, some, videos_and_others, visible_folders
+from clips.listing import LISTERS, Listing, first_few, holds_images, videos_and_others, visible_folders
 from utils import UserError, print_note
 
 SPLITS = ("train", "val", "test")
@@ -72,7 +72,7 @@ class Split:
         except BadVideo as error:
             raise UserError(str(error)) from error
         if not listing.counts:
-            found = f", but {some(listing.others)}" if listing.others else ""
+            found = f", but {first_few(listing.others)}" if listing.others else ""
             raise UserError(f"{root} holds no class folder{found}: {layout(dataset, name)}")
         empty = [(label, video) for label, videos in listing.counts.items() for video, n in videos.items() if not n]
         if empty and on_bad_video == "error":
@@ -171,7 +171,7 @@ KINDS = {"frames": "folder of frames", "video": "video file", "lmdb": "video"}
 def left_out(listing: Listing, kind: str) -> Iterator[str]:
     """A sentence on each kind of thing that is in a split's folder and not in the split."""
     if listing.others:
-        yield f"{len(listing.others):,} passed over, being no {kind}: {some(listing.others)}"
+        yield f"{len(listing.others):,} passed over, being no {kind}: {first_few(listing.others)}"
     bad = [place for place in listing.remarks if not listing.counts[place[0]][place[1]]]
     if bad:
         yield f"left out {len(bad):,} video(s) without a frame that can be read, the first is {_reason(listing, bad[0])}"
@@ -198,7 +198,7 @@ def _lacking(label: str, listing: Listing, format: str, dataset: str | Path, nam
     others = [other.partition("/")[2] for other in listing.others if other.startswith(f"{label}/")]
     if others:
         return (
-            f"{KINDS[format]}, but {some(others)}: a split is made of folders of frames or of video files, not of both; move "
-            "them, or extract frames with data_prep/extract_folder.py"
+            f"{KINDS[format]}, but {first_few(others)}: a split is made of folders of frames or of video files, not of both; "
+            "move them, or extract frames with data_prep/extract_folder.py"
         )
     return f"video: {layout(dataset, name)}; remove the empty folder"

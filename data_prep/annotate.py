@@ -35,7 +35,7 @@ from clips.list_files import (
     read_class_names,
     read_list,
 )
-from clips.listing import some, videos_and_others
+from clips.listing import first_few, videos_and_others
 from data_prep import extract
 from utils import UserError, atomic_write, path_part, print_note
 
@@ -85,7 +85,7 @@ def write(args: argparse.Namespace) -> int:
         of_class = [*strange, *map(os.path.basename, [*frames.values(), *files.values()])]
         others += sorted(path for name in of_class if (path := f"{split}/{folder.name}/{name}") not in listed)
     if others:
-        print_note(f"{len(others):,} passed over, which --format {args.format} does not list: {some(others)}")
+        print_note(f"{len(others):,} passed over, which --format {args.format} does not list: {first_few(others)}")
     if not any(lists.values()):
         raise UserError(f"{args.src} holds no video for --format {args.format}: see --help for what it lists")
     args.dst.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ from clips.frame_sources import (
     frame_files,
 )
 from clips.list_files import read_lines
-from clips.listing import some
+from clips.listing import first_few
 from clips.video_split import SPLITS
 from utils import UserError, atomic_write, path_part, print_note, read_json
 
@@ -154,7 +154,7 @@ def find_videos(src: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in loops]
         others += [f"{folder}/{name}" for name in loops]
     if others:
-        print_note(f"{len(others):,} passed over, being no videos: {some(others)}")
+        print_note(f"{len(others):,} passed over, being no videos: {first_few(others)}")
 
 
 def _unreadable(error: OSError) -> NoReturn:

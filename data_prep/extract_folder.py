@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
-from clips.listing import some
+from clips.listing import first_few
 from data_prep import extract
 from utils import UserError, print_note
 
@@ -24,7 +24,7 @@ def labelled(folder: Path) -> list[tuple[str, Path]]:
     """(class, video) of all videos in class folders below a folder, which need not be there."""
     videos = list(extract.find_videos(folder)) if folder.is_dir() else []
     if stray := [path.name for path in videos if path.parent == folder]:
-        print_note(f"{folder}: {len(stray):,} video(s) passed over, being in no class folder: {some(stray)}")
+        print_note(f"{folder}: {len(stray):,} video(s) passed over, being in no class folder: {first_few(stray)}")
     return [(path.parent.name, path) for path in videos if path.parent != folder]
 
 

@@ -33,7 +33,7 @@ from clips.frame_sources import (
     pack_video,
     packed_frames,
 )
-from clips.listing import Entries, some
+from clips.listing import Entries, first_few
 from data_prep import extract
 from utils import UserError, print_note
 
@@ -56,7 +56,7 @@ def list_split(root: Path) -> tuple[str, Listing]:
         found = "both" if kinds else "neither"
         raise UserError(f"{root} holds {found}: expected folders of frames or video files in class folders")
     if entries.others:
-        print_note(f"{root}: {len(entries.others):,} passed over, being no videos: {some(entries.others)}")
+        print_note(f"{root}: {len(entries.others):,} passed over, being no videos: {first_few(entries.others)}")
     return kinds.popitem()
 
 
@@ -150,7 +150,7 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
             beside += [f"{name_of(key)}/{other}" for key, (_, others) in values.items() for other in others]
             bar.update(len(batch))
     if beside:
-        print_note(f"{root}: left out {len(beside):,} images that are no frames of their videos: {some(beside)}")
+        print_note(f"{root}: left out {len(beside):,} images that are no frames of their videos: {first_few(beside)}")
     # The index comes last: its presence says that the split is whole.
     counts = {label: {name: pack.frames(lmdb_key(label, name)) for name in names} for label, names in listing.items()}
     counts = {label: {name: count for name, count in names.items() if count} for label, names in counts.items()}

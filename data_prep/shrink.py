@@ -24,9 +24,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from clips.frame_sampling import sample_frames
-from clips.frame_sources import BadVideo, decode_image, frame_files
+from clips.frame_sources import BadVideo, decode_image, frames_and_others
+from clips.listing import first_few
 from data_prep import extract
-from utils import UserError, read_json, write_json
+from utils import UserError, print_note, read_json, write_json
 
 SETTINGS_FILE = "shrink.json"
 PutImage = Callable[[Path, Path], None]  # from an image of the source to a file that is not there yet
@@ -62,9 +63,12 @@ def encoder(size: str, quality: int) -> PutImage:
     return encode
 
 
-def shrink_video(source: Path, work: Path, frames: int, put: PutImage) -> Path:
-    """Puts the sampled frames into a new folder in `work`. Raises BadVideo when the source has none or a damaged one."""
-    names = frame_files(source)
+def shrink_video(source: Path, work: Path, frames: int, put: PutImage) -> tuple[Path, list[str]]:
+    """Puts the sampled frames into a new folder in `work`: (the folder, images of the source that are no frames).
+
+    Raises BadVideo when the source has no frame or a damaged one.
+    """
+    names, others = frames_and_others(source)
     if not names:
         raise BadVideo("the folder holds no .jpg or .png file")
     kept = [source / names[index] for index in sample_frames(len(names), frames, "linspace")]
@@ -75,7 +79,7 @@ def shrink_video(source: Path, work: Path, frames: int, put: PutImage) -> Path:
     folder.mkdir()
     for number, image in enumerate(kept, start=1):
         put(image, folder / f"{number:05d}{image.suffix.lower()}")
-    return folder
+    return folder, others
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,18 +97,23 @@ def run(args: argparse.Namespace) -> int:
         todo = [video for video in videos if not (dst / video).exists()]
         print(f"{len(videos):,} videos: {len(todo):,} to do")
 
-        def shrink(video: str) -> tuple[str, Path | str]:
+        def shrink(video: str) -> tuple[str, Path | str, list[str]]:
             try:
-                return video, shrink_video(src / video, work, args.frames, put)
+                return video, *shrink_video(src / video, work, args.frames, put)
             except BadVideo as error:
-                return video, str(error)
+                return video, str(error), []
+            except FileNotFoundError as error:  # it has gone since it was listed
+                return video, f"{error.filename} could not be read ({error.strerror})", []
 
-        failures = {}
-        for video, made in extract.in_parallel(shrink, todo, args.jobs, doing="shrink"):
+        failures, beside = {}, []
+        for video, made, others in extract.in_parallel(shrink, todo, args.jobs, doing="shrink"):
+            beside += [f"{video}/{other}" for other in others]
             if isinstance(made, Path):
                 extract.install(made, dst / video)
             else:
                 failures[video] = made
+        if beside:
+            print_note(f"left out {len(beside):,} images that are no frames of their videos: {first_few(beside)}")
         return extract.name_failures(dst, failures)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.frame_sampling import sample_frames
 from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
+from clips.listing import first_few
 from clips.transforms import ClipTransform, InputSpec
 from engine.command_line import Parser, arguments, check_output, exit_code
 from methods import load_head
@@ -34,7 +35,7 @@ from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
 from results.style import house_style
 from results.terminal import terminal_table
-from utils import UserError, atomic_write, write_json
+from utils import UserError, atomic_write, print_note, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -69,12 +70,12 @@ class Actions:
 
 
 def example_paths(folder: Path) -> list[Path]:
-    """The videos in the folder of an action: video files, and folders of frames."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name[0] != "." and (path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES)
-    )
+    """The videos in the folder of an action: video files, and folders of frames. A note names what else is in it."""
+    entries = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    videos = [path for path in entries if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
+    if others := [path.name for path in entries if path not in videos]:
+        print_note(f"{folder}: {len(others):,} passed over, being no videos: {first_few(others)}")
+    return videos
 
 
 def open_video(path: Path) -> FrameSource:
