@@ -101,11 +101,20 @@ def test_a_method_that_needs_images_gives_the_same(
     np.testing.assert_allclose(with_features, with_images, atol=1e-5)
 
 
+def test_what_is_no_video_is_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.mkv", "b.ts", "notes.txt", "loop", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "loop").unlink()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "frames").mkdir()
+    assert [path.name for path in predict.example_paths(tmp_path)] == ["a.mkv", "b.ts", "frames"]
+    assert capsys.readouterr().err == f"note: {tmp_path}: 2 passed over, being no videos: loop, notes.txt\n"
+
+
 def test_an_example_is_recognised_as_itself_from_a_video_file(script: Script, checkpoint: Path, tmp_path: Path) -> None:
     for seed, label in enumerate(("jump", "run")):
         (tmp_path / "support" / label).mkdir(parents=True)
         write_film_file(tmp_path / "support" / label / "a.mkv", textured_frames(seed))
-    (tmp_path / "support" / "run" / "notes.txt").write_text("not a video")
     write_video(tmp_path / "query", seed=1)  # the frames of 'run', as JPEGs
     out = script(
         "--checkpoint", checkpoint, "--support", tmp_path / "support", "--query", tmp_path / "query", "--top", 1
