@@ -70,8 +70,8 @@ def path_part(name: str, what: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with an escape for each byte of a name that is no UTF-8, which a terminal would refuse."""
-    return text.encode(errors="backslashreplace").decode()
+    """Text for people, with � for each byte of a name that is not UTF-8: screens, fonts and HTML take no such bytes."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def print_note(text: str) -> None:
@@ -212,11 +212,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, heade
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def printable(text: str) -> str:
-    """Text for people, with � for each byte of a name that is not UTF-8: screens, fonts and HTML take no such bytes."""
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
