@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import av
 import lmdb
@@ -21,7 +24,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
+from clips.container_size import promised_size
 from clips.frame_names import frame_order
+from clips.orientation import UPRIGHT, Orientation, exif_orientation, jpeg_orientation, matrix_orientation
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # What PyAV's FFmpeg reads and people have.
@@ -29,6 +34,8 @@ VIDEO_SUFFIXES = (
     ".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif", ".ts", ".mts", ".m2ts", ".3gp",
     ".3g2", ".ogv", ".vob", ".m2v", ".asf", ".f4v", ".divx", ".mxf", ".dv",
 )  # fmt: skip
+
+JPEG_START, PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 
 class BadVideo(ValueError):
@@ -46,16 +53,57 @@ class FrameSource(Protocol):
         ...
 
 
-def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.ndarray:
-    """The bytes of a JPEG or PNG -> uint8 (H, W, 3) RGB. Grey, palette, CMYK and RGBA images are converted.
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a file to be read, at once and without a buffer. Raises BadVideo where there is none.
 
-    `name` is for the error: BadVideo when the bytes are empty, truncated, of another kind, or hold 16-bit samples.
-    `room`, uint8 (H, W, 3), is where most JPEGs of its size are decoded to; the answer is then a view of it.
+    Of a pipe or a device it does not wait for what may never come.
     """
-    if data[:2] == b"\xff\xd8":
+    try:
+        file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except OSError as error:
+        raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadVideo(f"{path} is a pipe or a device: expected a file; remove it")
+    return cast(BinaryIO, file)
+
+
+def file_content(path: str | Path) -> bytes:
+    """All bytes of a file. Raises BadVideo where they cannot be had."""
+    with open_file(path) as file:
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=room)
-        except ValueError:
+            return file.read()
+        except OSError as error:
+            raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
+
+
+def is_whole(image: str | Path) -> bool:
+    """Whether a JPEG or PNG file has its beginning and its end; a write that was cut short leaves no end."""
+    with open_file(image) as file:
+        head = file.read(8)
+        file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        tail = file.read()
+    if head == PNG_START:
+        return tail.startswith(b"IEND")
+    return head.startswith(JPEG_START) and tail.endswith(b"\xff\xd9")
+
+
+def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.ndarray:
+    """The bytes of a JPEG or PNG -> uint8 (H, W, 3) RGB, upright as its EXIF tag says.
+
+    Grey, palette, CMYK and RGBA images are converted. `name` is for the error: BadVideo when the bytes are empty,
+    truncated, of another kind, or hold 16-bit samples. `room`, uint8 (H, W, 3), is where most JPEGs of its size are decoded
+    to; the answer is then a view of it.
+    """
+    if data[:2] == JPEG_START:
+        orientation = jpeg_orientation(data)
+        try:
+            room = room if orientation == UPRIGHT else None
+            pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=room)
+            return np.ascontiguousarray(orientation.upright(pixels))
+        except MemoryError:
+            raise
+        except Exception:
             pass  # too little room, a form it does not know, or a damaged file; Pillow decides
     return _decode_with_pillow(data, name)
 
@@ -64,15 +112,17 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     advice = "extract the video again, or leave it out with --on_bad_video skip"
     if not data:
         raise BadVideo(f"{name} is empty: expected a JPEG or PNG image; {advice}")
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":  # Pillow would cut colours to 8 bits in silence
+    if data[:8] == PNG_START and data[24:25] == b"\x10":  # Pillow would cut colours to 8 bits in silence
         raise BadVideo(f"{name} holds 16-bit samples: expected 8 bits per channel; {advice}")
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return np.asarray(image.convert("RGB"))
+            return np.ascontiguousarray(exif_orientation(image).upright(np.asarray(image.convert("RGB"))))
     except UnidentifiedImageError as error:
         raise BadVideo(f"{name} is no image that can be read: expected a JPEG or PNG; {advice}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's own, and whatever a damaged file makes it stumble over
         raise BadVideo(f"{name} is damaged ({error}): expected a whole JPEG or PNG; {advice}") from error
 
 
@@ -151,17 +201,9 @@ class FrameFolder:
                 f"{self.path} has {self.num_frames} frames, but frame {wanted[-1] + 1} was expected; "
                 "the folder has changed since it was indexed, start again"
             )
-        names = [self.names[index] for index in wanted]
-        frames = decode_frames(((f"{self.path}/{name}", self._content(name)) for name in names), len(names))
+        paths = [f"{self.path}/{self.names[index]}" for index in wanted]
+        frames = decode_frames(((path, file_content(path)) for path in paths), len(paths))
         return frames if np.array_equal(wanted, indices) else frames[positions]
-
-    def _content(self, name: str) -> bytes:
-        path = f"{self.path}/{name}"
-        try:
-            with open(path, "rb", buffering=0) as file:
-                return file.read()
-        except OSError as error:
-            raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,85 +218,152 @@ def best_video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def claimed_frames(container: InputContainer, stream: VideoStream) -> int:
-    """How many frames the file's header promises to show, 0 where it does not say. Reads no frame."""
-    # An edit list hides samples of an mp4 or mov: its index knows which, its count does not.
-    if "mp4" in container.format.name:
-        return sum(not entry.is_discard for entry in stream.index_entries)
-    return stream.frames
+# Cuts cost an honest video a few frames of those that its header promises; a damaged one loses more.
+MIN_SHARE_OF_PROMISE = 0.9
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What decoding a whole video gives. width, height: of a frame as it is seen; fps: 0 where the file gives no rate.
+
+    stream: the number of the decoded one in the file; orientation: how its frames are stored.
+    """
+
+    frames: int
+    width: int
+    height: int
+    fps: float
+    stream: int
+    orientation: Orientation
 
 
 class VideoFile:
     """A video file, decoded as needed: frames in the order in which they are shown, turned as the file's metadata says.
 
     Frame i is the i-th that decoding the whole stream gives, whatever its time stamp: image i + 1 of an extraction by
-    ffmpeg, pixel for pixel where that keeps the size and writes PNG (8-bit videos).
+    ffmpeg, pixel for pixel where that keeps the size and writes PNG.
 
-    data: the content of the file where it does not lie at `path`, which then only names it in errors.
+    data: the content of the file where it does not lie at `path`, which then only names it in errors. num_frames: where it
+    is known from an earlier look; unset, the first question decodes the whole.
     """
 
-    def __init__(self, path: str | Path, data: bytes | memoryview | None = None) -> None:
+    def __init__(self, path: str | Path, data: bytes | memoryview | None = None, num_frames: int | None = None) -> None:
         self.path = os.fspath(path)
         self._data = data
-        self._num_frames: int | None = None
+        self._num_frames = num_frames
 
     @property
     def num_frames(self) -> int:
-        """From the index of an mp4 or mov that agrees with its header, else by counting packets; decodes nothing."""
+        """Raises BadVideo as `contents` does."""
         if self._num_frames is None:
-            with self._open() as (container, stream):
-                if "mp4" in container.format.name and stream.frames == len(stream.index_entries) > 0:
-                    self._check_not_truncated(container, stream)
-                    self._num_frames = claimed_frames(container, stream)
-                else:
-                    self._num_frames = sum(1 for _ in _shown_packets(container, stream))
+            self._num_frames = self.contents().frames
         return self._num_frames
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts by its header, 0 where that does not say."""
+        with self._open() as (container, _):
+            return (container.duration or 0) / av.time_base
+
+    def contents(self) -> Contents:
+        """Decodes the whole. Raises BadVideo where that fails, gives damaged frames, or less than the file promises."""
+        with self._open() as (container, stream):
+            self._check_size(container)
+            stream.codec_context.options = {"skip_loop_filter": "all"}  # a quarter of the time; no pixel is looked at
+            forms: set[tuple[int, int, Orientation]] = set()
+            count, damaged, end = 0, 0, 0.0
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream.index != stream.index:
+                    continue
+                for frame in cast("list[av.VideoFrame]", packet.decode()):
+                    count += 1
+                    damaged += frame.is_corrupt
+                    forms.add((frame.width, frame.height, _orientation(frame)))
+            if not count:
+                raise BadVideo("it holds no frame that can be decoded")
+            if damaged:
+                raise BadVideo(f"{damaged} of its {count} frames are damaged")
+            if len(forms) > 1:
+                raise BadVideo("its frames change their size or orientation on the way")
+            self._check_promises(container, stream, count, end)
+            (width, height, orientation), rate = forms.pop(), float(stream.average_rate or 0)
+            width, height = (height, width) if orientation.transpose else (width, height)
+            return Contents(count, width, height, round(rate, 3), stream.index, orientation)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         wanted, positions = np.unique(np.asarray(indices), return_inverse=True)
+        if len(wanted) and wanted[-1] >= self.num_frames:
+            raise BadVideo(
+                f"{self.path}: frame {wanted[-1] + 1} was expected, decoding gives {self.num_frames}; {_VIDEO_ADVICE}"
+            )
         with self._open() as (container, stream):
             frames = self._by_time_stamp(container, stream, wanted)
         if frames is None:
             with self._open() as (container, stream):
                 frames = self._by_counting(container, stream, wanted)
         if any(frame.shape != frames[0].shape for frame in frames):
-            raise BadVideo(f"{self.path} changes its frame size on the way; leave it out with --on_bad_video skip")
+            raise BadVideo(f"{self.path}: its frames change their size on the way; {_VIDEO_ADVICE}")
         return np.stack([frames[position] for position in positions])
 
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """The container and its best stream. Whatever goes wrong with them is this video's failure, a BadVideo."""
         try:
-            # With the protocol spelled out, a ':' in a file's name is just a letter.
+            if self._data is None:
+                with open_file(self.path) as content:
+                    if not content.read(1):
+                        raise BadVideo("the file is empty")
+            # With the protocol spelled out, a ':' in a file's name is just a letter. Titles may be in any encoding.
             file = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
-            with av.open(file) as container:
+            with av.open(file, metadata_errors="ignore") as container:
                 stream = best_video_stream(container)
                 stream.codec_context.thread_count = 1  # data loader workers are the threads
                 yield container, stream
-        except av.FFmpegError as error:
-            raise BadVideo(f"{self.path} can't be decoded: {error.strerror}; {_VIDEO_ADVICE}") from error
+        except MemoryError:
+            raise
         except BadVideo as error:
             if str(error).startswith(self.path):
                 raise
             raise BadVideo(f"{self.path}: {error}; {_VIDEO_ADVICE}") from error
+        except Exception as error:
+            words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise BadVideo(f"{self.path} can't be decoded: {words}; {_VIDEO_ADVICE}") from error
 
-    def _check_not_truncated(self, container: InputContainer, stream: VideoStream) -> None:
-        end = max(entry.pos + entry.size for entry in stream.index_entries)
-        if end > container.size:
-            raise BadVideo(f"the file is cut short, at {container.size:,} of {end:,} bytes")
+    def _check_size(self, container: InputContainer) -> None:
+        with open_file(self.path) if self._data is None else io.BytesIO(self._data) as file:
+            promised = promised_size(file, container.format.name)
+        if container.size < promised:
+            raise BadVideo(f"the file is cut short, at {container.size:,} of {promised:,} bytes")
+
+    def _check_promises(self, container: InputContainer, stream: VideoStream, count: int, end: float) -> None:
+        """Raises BadVideo where less came than the header promises. end: seconds at which the last packet ends."""
+        # An edit list hides frames of an mp4 or mov that its header counts.
+        promised = 0 if "mp4" in container.format.name else stream.frames
+        if count < MIN_SHARE_OF_PROMISE * promised:
+            raise BadVideo(f"its header claims {promised} frames, decoding gives {count}")
+        if {"matroska", "asf", "flv"} & set(container.format.name.split(",")):  # others only estimate it
+            seconds = (container.duration or 0) / av.time_base
+            if end < MIN_SHARE_OF_PROMISE * seconds:
+                raise BadVideo(f"its header claims {seconds:.2f} seconds, {end:.2f} came")
 
     def _by_time_stamp(
         self, container: InputContainer, stream: VideoStream, wanted: np.ndarray
     ) -> list[np.ndarray] | None:
         """Decodes from the key frame before each wanted frame. None where time stamps don't number the frames."""
-        # Others store the order of decoding or nothing: frames of a packed AVI (Xvid, as in UCF101) get swapped stamps.
-        if not {"mp4", "matroska"} & set(container.format.name.split(",")):
+        # Others store the order of decoding or nothing: the packed frames of Xvid, as in UCF101, get swapped stamps, and keep
+        # them when they are copied to another container.
+        if not {"mp4", "matroska"} & set(container.format.name.split(",")) or stream.codec_context.name == "mpeg4":
             return None
         packets = [(packet.pts, packet.is_keyframe) for packet in _shown_packets(container, stream)]
         stamps = [stamp for stamp, _ in packets if stamp is not None]
         keys = np.sort([stamp for stamp, is_key in packets if is_key and stamp is not None])
-        if len(set(stamps)) < len(packets) or not len(keys) or len(packets) <= wanted[-1]:
+        # A packet need not become a frame: a hidden one of VP8, one that refers to what a cut has removed.
+        if len(set(stamps)) < len(packets) or not len(keys) or len(packets) != self.num_frames:
             return None
         frames: list[np.ndarray] = []
+        upright_rgb = UprightRgb()
         decoded: Iterator[av.VideoFrame] = iter(())
         reached = None
         for stamp in np.sort(stamps)[wanted]:
@@ -263,19 +372,22 @@ class VideoFile:
                 container.seek(int(key), stream=stream)
                 decoded = container.decode(stream)
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= stamp), None)
-            if frame is None or frame.pts != stamp:
+            if frame is None or frame.pts != stamp or frame.is_corrupt:
                 return None
-            frames.append(_upright_rgb(frame))
+            frames.append(upright_rgb(frame))
             reached = stamp
         return frames
 
     def _by_counting(self, container: InputContainer, stream: VideoStream, wanted: np.ndarray) -> list[np.ndarray]:
         """Decodes from the first frame to the last wanted one."""
         frames: list[np.ndarray] = []
+        upright_rgb = UprightRgb()
         number = -1
         for number, frame in enumerate(container.decode(stream)):
             if number == wanted[len(frames)]:
-                frames.append(_upright_rgb(frame))
+                if frame.is_corrupt:
+                    raise BadVideo(f"frame {number + 1} is damaged")
+                frames.append(upright_rgb(frame))
             if len(frames) == len(wanted):
                 return frames
         raise BadVideo(f"frame {wanted[len(frames)] + 1} was expected, decoding gives {number + 1}")
@@ -285,12 +397,44 @@ _VIDEO_ADVICE = "get or encode the file again, or leave it out with --on_bad_vid
 
 
 def _shown_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """Every packet that becomes a frame; empty ones repeat the last frame or end the stream."""
+    """Every packet that should become a frame; empty ones repeat the last frame or end the stream."""
     return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+def _orientation(frame: av.VideoFrame) -> Orientation:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if matrix is None else matrix_orientation(bytes(matrix))
+
+
+class UprightRgb:
+    """Decoded frames -> uint8 (H, W, 3) RGB, with the very pixels of the ffmpeg program.
+
+    Its filter `scale` does it, as that program has it done. PyAV's own conversion places the colour of 10-bit and interlaced
+    videos otherwise, and what it does with HD colours depends on its version.
+    """
+
+    def __init__(self) -> None:
+        self._form: tuple[Any, ...] | None = None
+        self._graph = av.filter.Graph()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        form = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if form != self._form:
+            self._form, self._graph = form, _scale_to_rgb(frame)
+        self._graph.push(frame)
+        return _orientation(frame).upright(self._graph.vpull().to_ndarray())
+
+
+def _scale_to_rgb(frame: av.VideoFrame) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    if hasattr(graph, "threads"):  # PyAV 16 has no such setting
+        graph.threads = 1  # data loader workers are the threads
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+    )
+    graph.link_nodes(source, graph.add("scale"), graph.add("format", "pix_fmts=rgb24"), graph.add("buffersink"))
+    graph.configure()
+    return graph
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,7 +544,7 @@ class PackedVideo:
         wanted, positions = np.unique(np.asarray(indices), return_inverse=True)
         with self._store.value(self._label, self._name) as value:
             if self._store.index["kind"] == "video":
-                return VideoFile(name, value[4:]).read(indices)
+                return VideoFile(name, value[4:], self.num_frames).read(indices)
             bounds = image_bounds(value)
             if wanted[-1] > len(bounds) - 2:
                 raise BadVideo(f"{name} has {len(bounds) - 1} frames, but frame {wanted[-1] + 1} was expected")

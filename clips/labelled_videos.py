@@ -198,7 +198,7 @@ class ListedVideos(LabelledVideos):
         path = _existing(f"{self.root}/{os.fsdecode(self._paths[index])}")
         numbers = tuple(self._numbers[index].tolist())
         if not numbers or (len(numbers) == 1 and os.path.isfile(path)):
-            return VideoFile(path)
+            return VideoFile(path, num_frames=int(self.num_frames[index]))
         folder = FrameFolder(path)
         try:
             chosen = frames_of(folder.names, numbers)

@@ -181,8 +181,6 @@ def frames_in_folder(path: str) -> tuple[int, str]:
 
 def frames_in_file(path: str) -> tuple[int, str]:
     """(the number of frames of a video file, '' or why it cannot be read)."""
-    with open(path, "rb"):  # whether it may be read at all is said by the system's own error
-        pass
     try:
         return VideoFile(path).num_frames, ""
     except BadVideo as error:
@@ -192,7 +190,7 @@ def frames_in_file(path: str) -> tuple[int, str]:
 Kept = dict[
     str, dict[str, list[Any]]
 ]  # {class: {video: [modification time, number of frames, remark if there is one]}}
-COUNTING_RULE = 2  # another number where counting would give other numbers than those that are kept
+COUNTING_RULE = 3  # another number where counting would give other numbers than those that are kept
 UNTRUSTED = -1  # as a modification time; 0 is one that some file systems give to all files
 
 

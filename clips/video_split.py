@@ -116,7 +116,10 @@ class Split:
         """The frames of one video. Raises BadVideo when they have changed since the split was listed."""
         if self.format == "lmdb":
             return self._store.video(self.classes[label], self.videos[label][video])
-        return (FrameFolder if self.format == "frames" else VideoFile)(self.path(label, video))
+        path = self.path(label, video)
+        return (
+            FrameFolder(path) if self.format == "frames" else VideoFile(path, num_frames=self.num_frames[label][video])
+        )
 
     @cached_property
     def _store(self) -> LmdbStore:

@@ -25,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import av
 from tqdm import tqdm
 
 # Python puts the folder of a script on its path, not the project's.
@@ -42,22 +42,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.frame_names import frame_order
 from clips.frame_sources import (
     IMAGE_SUFFIXES,
+    JPEG_START,
+    MIN_SHARE_OF_PROMISE,
+    PNG_START,
     VIDEO_SUFFIXES,
     BadVideo,
-    best_video_stream,
-    claimed_frames,
+    Contents,
+    VideoFile,
     decode_image,
+    file_content,
     frame_files,
+    is_whole,
+    open_file,
 )
 from clips.list_files import read_lines
 from clips.listing import first_few
+from clips.orientation import UPRIGHT
 from clips.video_split import SPLITS
 from utils import UserError, atomic_write, path_part, print_note, read_json
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
-
-# Cuts and lost packets cost an honest video a few frames of those its header claims; a truncated one loses more.
-MIN_SHARE_OF_CLAIMED_FRAMES = 0.9
 MOST_PIXELS, MOST_FRAMES_PER_SECOND = 16384, 1000
 SAMPLE = 8  # videos after which disk space and time are foretold
 NEVER_FITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -316,62 +320,35 @@ class Settings:
         """Before the input: a made-up rate numbers the frames, where equal or falling time stamps would stop ffmpeg."""
         return [] if self.fps else ["-r", "25"]
 
-    @property
-    def filters(self) -> list[str]:
-        rate = [f"fps={self.fps:g}"] if self.fps else []
-        if self.size == "original":
-            return rate
+    def filters(self, about: Contents) -> list[str]:
+        """From frames as they are stored to those that are written."""
+        # Turned by what reading the video says: which mirrored videos ffmpeg itself sets right depends on its version.
+        chain = about.orientation.ffmpeg_filters
+        if chain:
+            chain.append("sidedata=mode=delete:type=DISPLAYMATRIX")  # or newer versions hand it on to the images
+        if self.fps:
+            chain.append(f"fps={self.fps:g}")
+        scale: dict[str, int | str] = {}
         if self.size.startswith("short:"):
-            side = self.size.removeprefix("short:")
-            # -2 keeps the aspect with an even number of pixels. Frames are turned upright by now: iw, ih are as seen.
-            return [*rate, f"scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)'"]
-        return [*rate, f"scale={self.size.replace('x', ':')}"]
+            side = int(self.size.removeprefix("short:"))
+            # -2 keeps the aspect with an even number of pixels.
+            scale["w"], scale["h"] = (-2, side) if about.width > about.height else (side, -2)
+        elif self.size != "original":
+            scale["w"], scale["h"] = map(int, self.size.split("x"))
+        if self.image == "jpg":
+            scale["out_color_matrix"] = "bt601"  # readers of JPEG expect it; HD videos have another
+        return chain + ([f"scale={':'.join(f'{name}={value}' for name, value in scale.items())}"] if scale else [])
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a video says of itself. claimed: frames, 0 where it does not say; stream: the one to decode."""
-
-    width: int
-    height: int
-    fps: float
-    claimed: int
-    stream: int = 0
-
-
-def probe(source: Path) -> Probe:
-    """Reads headers only. Raises BadVideo with the cause."""
-    if source.is_dir():
-        names = frame_files(source)
-        if not names:
-            raise BadVideo("the folder holds no .jpg or .png file")
-        image = decode_image((source / names[0]).read_bytes(), names[0])
-        return Probe(image.shape[1], image.shape[0], 0.0, len(names))
-    if not source.stat().st_size:
-        raise BadVideo("the file is empty")
-    try:
-        # With its protocol spelled out, a ':' in a name is just a letter.
-        with av.open(f"file:{source}") as container:
-            stream = best_video_stream(container)
-            rate = float(stream.average_rate or 0)
-            claimed = claimed_frames(container, stream)
-            return Probe(stream.width, stream.height, round(rate, 3), claimed, stream.index)
-    except av.FFmpegError as error:
-        raise BadVideo(error.strerror or str(error)) from error
-
-
-def _input(source: Path, stream: int) -> list[str]:
+def contents(source: Path) -> Contents:
+    """What a video file or a folder of images holds. Raises BadVideo where that is not whole."""
     if not source.is_dir():
-        return ["-i", f"file:{source}", "-map", f"0:{stream}"]
-    first = frame_files(source)[0]
-    match = re.fullmatch(r"(.*?)(\d+)(\.\w+)", first)
-    if match is None:
-        raise BadVideo(f"the name of its frame {first} has no number; expected 00001.jpg, 00002.jpg, ...")
-    prefix, number, suffix = match.groups()
-    # A number that starts with 0 has a fixed width, any other grows: 9, 10.
-    digits = f"%0{len(number)}d" if number[0] == "0" else "%d"
-    pattern = f"{source}/{prefix}".replace("%", "%%") + digits + suffix
-    return ["-f", "image2", "-start_number", number, "-i", f"file:{pattern}"]
+        return VideoFile(source).contents()
+    names = frame_files(source)
+    if not names:
+        raise BadVideo("the folder holds no .jpg or .png file")
+    height, width, _ = decode_image(file_content(source / names[0]), names[0]).shape
+    return Contents(len(names), width, height, 0.0, 0, UPRIGHT)  # decoding turns images upright
 
 
 class DiskFull(UserError):
@@ -410,47 +387,77 @@ class Extractor:
         folder.mkdir()
         entry: dict[str, Any] = {"source": str(video.source)}
         try:
-            about = probe(video.source)
-            entry |= vars(about)
-            words = self._run(video.source, about.stream, folder)
+            about = contents(video.source)
+            entry |= {name: value for name, value in vars(about).items() if name not in ("frames", "orientation")}
+            words = self._run(video.source, about, folder)
             entry |= self._judge(folder, about, words)
-        except (BadVideo, OSError) as error:
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # whatever it is, it is this video's failure alone
             if isinstance(error, OSError) and error.errno in NEVER_FITS:
                 raise DiskFull(self.dst) from error
-            entry |= {"status": "failed", "reason": str(error)}
+            reason = str(error) if isinstance(error, BadVideo | OSError) else f"{type(error).__name__}: {error}"
+            reason = reason.removeprefix(str(video.source)).lstrip(": ").partition("; get or encode")[0]
+            entry |= {"status": "failed", "reason": reason}
         return video, entry, folder
 
-    def _run(self, source: Path, stream: int, folder: Path) -> str:
-        """ffmpeg's complaints. Raises BadVideo when it gave up."""
-        image, filters = self.settings.image, self.settings.filters
-        if source.is_dir() and not filters and frame_files(source)[0].lower().endswith(f".{image}"):
-            coding = ["-c:v", "copy"]  # images that need no change keep their bytes
-        elif image == "png":
+    def _run(self, source: Path, about: Contents, folder: Path) -> str:
+        """Writes the images and returns ffmpeg's complaints. Raises BadVideo when it gave up."""
+        if not source.is_dir():
+            return self._ffmpeg(["-noautorotate", *self.settings.timing, "-i", f"file:{source}"], about, folder)
+        images = [source / name for name in frame_files(source)]
+        start = {"jpg": JPEG_START, "png": PNG_START}[self.settings.image]
+        if self.settings.size != "original" or not all(_starts_with(image, start) for image in images):
+            reading = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{about.width}x{about.height}"]
+            return self._ffmpeg([*reading, *self.settings.timing, "-i", "pipe:0"], about, folder, images)
+        for number, image in enumerate(images, start=1):  # images that need no change keep their bytes
+            if not is_whole(image):
+                raise BadVideo(f"{image.name} is cut short")
+            (folder / f"{number:05d}.{self.settings.image}").write_bytes(file_content(image))
+        return ""
+
+    def _ffmpeg(self, reading: list[str], about: Contents, folder: Path, images: Sequence[Path] = ()) -> str:
+        """Calls it for one video. images: frames for its standard input, decoded here in the order of reading them."""
+        if self.settings.image == "png":
             coding = ["-pix_fmt", "rgb24"]
         else:
-            coding = ["-q:v", str(self.settings.quality)]
+            coding = ["-q:v", str(self.settings.quality), *(["-pix_fmt", "yuvj420p"] if images else [])]
+        filters = self.settings.filters(about)
         command = [self.program, "-hide_banner", "-nostdin", "-v", "error", "-threads", "1"]
-        command += [*self.settings.timing, *_input(source, stream)]
-        command += [*(["-vf", ",".join(filters)] if filters else []), *self.every_frame, *coding, "-threads", "1"]
-        command += ["-f", "image2", f"file:{folder}/".replace("%", "%%") + f"%05d.{image}"]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        words = done.stderr.replace(f"{folder}/", "").strip()
-        if done.returncode == -signal.SIGXFSZ or any(os.strerror(code) in words for code in NEVER_FITS):
+        command += [*reading, "-map", f"0:{about.stream}", *(["-vf", ",".join(filters)] if filters else [])]
+        command += [*self.every_frame, *coding, "-threads", "1", "-f", "image2"]
+        command += [f"file:{folder}/".replace("%", "%%") + f"%05d.{self.settings.image}"]
+        with tempfile.TemporaryFile() as complaints:
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=complaints) as ffmpeg:
+                assert ffmpeg.stdin is not None
+                with suppress(BrokenPipeError):  # where it gave up, it says why
+                    for image in images:
+                        pixels = decode_image(file_content(image), image.name)
+                        if pixels.shape != (about.height, about.width, 3):
+                            raise BadVideo(
+                                f"{image.name} is {pixels.shape[1]}x{pixels.shape[0]} pixels where the first frame is "
+                                f"{about.width}x{about.height}"
+                            )
+                        ffmpeg.stdin.write(pixels.data)
+                    ffmpeg.stdin.close()
+            complaints.seek(0)
+            words = complaints.read().decode(errors="replace").replace(f"{folder}/", "").strip()
+        if ffmpeg.returncode == -signal.SIGXFSZ or any(os.strerror(code) in words for code in NEVER_FITS):
             raise DiskFull(self.dst)
-        if done.returncode:
-            raise BadVideo(_short(words) or f"ffmpeg stopped with code {done.returncode} and no word")
+        if ffmpeg.returncode:
+            raise BadVideo(_short(words) or f"ffmpeg stopped with code {ffmpeg.returncode} and no word")
         return words
 
-    def _judge(self, folder: Path, about: Probe, words: str) -> dict[str, Any]:
+    def _judge(self, folder: Path, about: Contents, words: str) -> dict[str, Any]:
         files = [folder / name for name in frame_files(folder)]
         broken = next((file.name for file in files if not is_whole(file)), None)
         if broken:
             raise BadVideo(f"ffmpeg wrote only a part of {broken}")
         if not files:
             raise BadVideo(_short(words) or "ffmpeg found no frame in it")
-        kept = self.settings.fps / about.fps if self.settings.fps and about.fps else 1.0
-        if len(files) < MIN_SHARE_OF_CLAIMED_FRAMES * about.claimed * kept:
-            found = f"its header claims {about.claimed} frames, {len(files)} could be had"
+        kept = MIN_SHARE_OF_PROMISE * self.settings.fps / about.fps if self.settings.fps and about.fps else 1.0
+        if len(files) < kept * about.frames or (not self.settings.fps and len(files) > about.frames):
+            found = f"ffmpeg gave {len(files)} images of its {about.frames} frames"
             raise BadVideo(f"{found}: {_short(words)}" if words else found)
         size = sum(file.stat().st_size for file in files)
         complaints = {"complaints": _short(words)} if words else {}
@@ -462,15 +469,9 @@ def _short(words: str) -> str:
     return " | ".join(lines[:3])[:500] + (f" ... ({len(lines)} lines)" if len(lines) > 3 else "")
 
 
-def is_whole(image: Path) -> bool:
-    """Whether a JPEG or PNG has its beginning and its end; a write that was cut short leaves no end."""
-    with open(image, "rb") as file:
-        head = file.read(8)
-        file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
-        tail = file.read()
-    if image.suffix == ".png":
-        return head == b"\x89PNG\r\n\x1a\n" and tail.startswith(b"IEND")
-    return head.startswith(b"\xff\xd8") and tail.endswith(b"\xff\xd9")
+def _starts_with(image: Path, start: bytes) -> bool:
+    with open_file(image) as file:
+        return file.read(len(start)) == start
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -830,7 +831,7 @@ def damage(folder: Path, frames: int) -> str:
             if not is_whole(folder / name):
                 return f"{name} is cut short"
         for name in {names[0], names[frames // 2], names[-1]}:
-            decode_image((folder / name).read_bytes(), name)
+            decode_image(file_content(folder / name), name)
     except (OSError, BadVideo) as error:
         return str(error)
     return ""

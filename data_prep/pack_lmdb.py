@@ -27,7 +27,9 @@ from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
+    file_content,
     frames_and_others,
+    is_whole,
     lmdb_key,
     pack_images,
     pack_video,
@@ -64,17 +66,21 @@ def packed(video: Path) -> tuple[bytes | str, list[str]]:
     """(the value to store, or what is wrong with the video; names of images that are no frames of it)."""
     try:
         if not video.is_dir():
-            return pack_video(VideoFile(video).num_frames, video.read_bytes()), []
+            return pack_video(VideoFile(video).num_frames, file_content(video)), []
         names, others = frames_and_others(video)
         images = [video / name for name in names]
-        damaged = next((image.name for image in images if not extract.is_whole(image)), None)
+        damaged = next((image.name for image in images if not is_whole(image)), None)
         if damaged or not images:
             return (f"{damaged} is cut short" if damaged else "the folder holds no .jpg or .png file"), others
-        return pack_images([image.read_bytes() for image in images]), others
+        return pack_images([file_content(image) for image in images]), others
     except BadVideo as error:
         return str(error), []
     except OSError as error:  # it has gone, or may not be read
         return f"{error.filename} could not be read ({error.strerror})", []
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it is, it is this video's failure alone
+        return f"{type(error).__name__}: {error}", []
 
 
 def name_of(key: bytes) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from clips.frame_sampling import sample_frames
-from clips.frame_sources import BadVideo, decode_image, frames_and_others
+from clips.frame_sources import BadVideo, decode_image, file_content, frames_and_others, is_whole
 from clips.listing import first_few
 from data_prep import extract
 from utils import UserError, print_note, read_json, write_json
@@ -51,7 +51,7 @@ def encoder(size: str, quality: int) -> PutImage:
     """Decodes, scales to 'WxH' ('original' does not) and writes what the name asks for; quality of JPEG in percent."""
 
     def encode(image: Path, target: Path) -> None:
-        pixels = decode_image(image.read_bytes(), str(image))
+        pixels = decode_image(file_content(image), str(image))
         if size != "original":
             width, height = map(int, size.split("x"))
             pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
@@ -72,7 +72,7 @@ def shrink_video(source: Path, work: Path, frames: int, put: PutImage) -> tuple[
     if not names:
         raise BadVideo("the folder holds no .jpg or .png file")
     kept = [source / names[index] for index in sample_frames(len(names), frames, "linspace")]
-    damaged = next((image.name for image in kept if not extract.is_whole(image)), None)
+    damaged = next((image.name for image in kept if not is_whole(image)), None)
     if damaged:
         raise BadVideo(f"{damaged} is cut short")
     folder = work / uuid.uuid4().hex

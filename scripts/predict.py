@@ -26,7 +26,7 @@ from torch import Tensor
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.frame_sampling import sample_frames
-from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile, frame_files
+from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile
 from clips.listing import first_few
 from clips.transforms import ClipTransform, InputSpec
 from engine.command_line import Parser, arguments, check_output, exit_code
@@ -81,9 +81,10 @@ def example_paths(folder: Path) -> list[Path]:
 def open_video(path: Path) -> FrameSource:
     """A video file or a folder of frames. Raises UserError when it is neither."""
     if path.is_dir():
-        if not frame_files(path):
+        folder = FrameFolder(path)
+        if not folder.num_frames:
             raise UserError(f"{path} holds no frame: expected *.jpg or *.png, or a video file instead of a folder")
-        return FrameFolder(path)
+        return folder
     if not path.exists():
         raise UserError(f"no video {path}: expected a video file or a folder of frames")
     return VideoFile(path)
@@ -92,8 +93,6 @@ def open_video(path: Path) -> FrameSource:
 def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec, frames_per_step: int = 1) -> Tensor:
     """The frames that the model sees of a video, uint8 (T, 3, H, W)."""
     try:
-        if source.num_frames == 0:
-            raise BadVideo("it holds no frame")
         places = sample_frames(source.num_frames, args.seq_len, args.sampling, frames_per_step=frames_per_step)
         frames = source.read(places)
     except BadVideo as error:
@@ -190,11 +189,7 @@ def film_background(name: str, actions: Sequence[str], answer: np.ndarray, top: 
 
 def seconds(source: FrameSource) -> float:
     """How long a video lasts; of a folder of frames, at FOLDER_RATE."""
-    if isinstance(source, VideoFile):
-        with av.open(source.path) as container:
-            if container.duration:
-                return container.duration / av.time_base
-    return source.num_frames / FOLDER_RATE
+    return (source.seconds if isinstance(source, VideoFile) else 0) or source.num_frames / FOLDER_RATE
 
 
 def write_film(path: Path, source: FrameSource, background: Image.Image) -> None:

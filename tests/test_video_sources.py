@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
-from video_clips import in_a_process, make_clip, turn
+from video_clips import decoded_by_ffmpeg, in_a_process, make_clip, turn
 
 from clips import frame_sources
 from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile
@@ -23,14 +23,6 @@ needs_footage = pytest.mark.skipif(not FOOTAGE.is_dir(), reason=f"no real footag
 LOSSLESS = ("-c:v", "libx264rgb", "-qp", "0", "-preset", "ultrafast")
 # Key frames every 5 frames and B-frames that look across them: where seeking goes wrong if it can.
 OPEN_GOPS = ("-c:v", "libx264", "-bf", "3", "-x264-params", "keyint=5:min-keyint=5:scenecut=0:open-gop=1")
-
-
-def decoded_by_ffmpeg(path: Path) -> np.ndarray:
-    """Every frame, uint8 (T, H, W, 3), of the video stream that ffmpeg prefers."""
-    height, width = VideoFile(path).read([0]).shape[1:3]
-    command = ["ffmpeg", "-v", "error", "-r", "25", "-i", f"file:{path}", "-vsync", "passthrough"]
-    raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
-    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +64,11 @@ def test_only_what_is_needed_is_decoded(tmp_path):
     middle = slice(len(content) * 3 // 10, len(content) * 6 // 10)
     content[middle] = bytes(middle.stop - middle.start)
     path.write_bytes(content)
-    np.testing.assert_array_equal(VideoFile(path).read([2, 95]), expected)
-    with pytest.raises(BadVideo, match="can't be decoded"):
-        VideoFile(path).read(range(100))
+    np.testing.assert_array_equal(VideoFile(path, num_frames=100).read([2, 95]), expected)
+    with pytest.raises(BadVideo, match="can't be decoded|damaged"):
+        VideoFile(path, num_frames=100).read(range(100))
+    with pytest.raises(BadVideo, match="can't be decoded|damaged"):
+        VideoFile(path).read([2])
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -91,7 +85,7 @@ def test_bad_files_are_named_with_the_cause(tmp_path):
     subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=d=1", tmp_path / "sound.mp4"], check=True)
     cut = make_clip(tmp_path / "cut.mp4", "-movflags", "faststart", frames=60, size="320x240")
     os.truncate(cut, cut.stat().st_size // 2)
-    causes = {"empty.mp4": "Invalid data", "text.mp4": "Invalid data", "sound.mp4": "no video", "cut.mp4": "cut short"}
+    causes = {"empty.mp4": "is empty", "text.mp4": "Invalid data", "sound.mp4": "no video", "cut.mp4": "cut short"}
     for name, cause in causes.items():
         with pytest.raises(BadVideo, match=cause) as error:
             _ = VideoFile(tmp_path / name).num_frames

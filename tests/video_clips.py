@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import av
+import numpy as np
 from conftest import FRAMES, textured_frames
+
+from clips.frame_sources import VideoFile
 
 
 def make_clip(path: Path, *options: str, frames: int = 10, size: str = "64x48", rate: int = 10) -> Path:
@@ -40,6 +44,33 @@ def turn(clip: Path, degrees: int, path: Path) -> Path:
         if not subprocess.run(["ffmpeg", "-v", "error", "-y", *words, path], capture_output=True).returncode:
             return path
     raise AssertionError("ffmpeg could not turn the clip")
+
+
+def show_by(clip: Path, matrix: tuple[int, int, int, int], path: Path) -> Path:
+    """Copies an mp4 and writes a display matrix (a, b, c, d) into it, as a phone does that was held another way."""
+    content = bytearray(clip.read_bytes())
+    a, b, c, d = (round(65536 * value) for value in matrix)
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def cut(video: Path, path: Path, share: float = 0.6) -> Path:
+    """Copies the beginning of a file, to an odd number of bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = video.read_bytes()
+    path.write_bytes(content[: int(share * len(content)) | 1])
+    return path
+
+
+def decoded_by_ffmpeg(path: Path) -> np.ndarray:
+    """Every frame, uint8 (T, H, W, 3), of the video stream that ffmpeg prefers."""
+    height, width = VideoFile(path).read([0]).shape[1:3]
+    command = ["ffmpeg", "-v", "error", "-r", "25", "-i", f"file:{path}", "-vsync", "passthrough"]
+    raw = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
 def place(clip: Path, *paths: Path) -> None:
