@@ -218,6 +218,8 @@ def best_video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
+JPEG_MATRICES = (0, 2, 5, 6)  # AVColorSpace: RGB, not said, and the two names of BT.601
+
 # Cuts cost an honest video a few frames of those that its header promises; a damaged one loses more.
 MIN_SHARE_OF_PROMISE = 0.9
 
@@ -226,7 +228,8 @@ MIN_SHARE_OF_PROMISE = 0.9
 class Contents:
     """What decoding a whole video gives. width, height: of a frame as it is seen; fps: 0 where the file gives no rate.
 
-    stream: the number of the decoded one in the file; orientation: how its frames are stored.
+    stream: the number of the decoded one in the file; orientation: how its frames are stored; hd_colours: whether their
+    colours are coded otherwise than those of a JPEG, by BT.709 as HD videos or by another matrix than BT.601.
     """
 
     frames: int
@@ -235,6 +238,7 @@ class Contents:
     fps: float
     stream: int
     orientation: Orientation
+    hd_colours: bool = False
 
 
 class VideoFile:
@@ -271,7 +275,7 @@ class VideoFile:
             self._check_size(container)
             stream.codec_context.options = {"skip_loop_filter": "all"}  # a quarter of the time; no pixel is looked at
             forms: set[tuple[int, int, Orientation]] = set()
-            count, damaged, end = 0, 0, 0.0
+            count, damaged, end, matrix = 0, 0, 0.0, 2
             for packet in container.demux():
                 if packet.pts is not None and packet.time_base is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -280,6 +284,7 @@ class VideoFile:
                 for frame in cast("list[av.VideoFrame]", packet.decode()):
                     count += 1
                     damaged += frame.is_corrupt
+                    matrix = int(frame.colorspace)
                     forms.add((frame.width, frame.height, _orientation(frame)))
             if not count:
                 raise BadVideo("it holds no frame that can be decoded")
@@ -290,7 +295,9 @@ class VideoFile:
             self._check_promises(container, stream, count, end)
             (width, height, orientation), rate = forms.pop(), float(stream.average_rate or 0)
             width, height = (height, width) if orientation.transpose else (width, height)
-            return Contents(count, width, height, round(rate, 3), stream.index, orientation)
+            return Contents(
+                count, width, height, round(rate, 3), stream.index, orientation, matrix not in JPEG_MATRICES
+            )
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         wanted, positions = np.unique(np.asarray(indices), return_inverse=True)

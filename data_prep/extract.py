@@ -328,16 +328,15 @@ class Settings:
             chain.append("sidedata=mode=delete:type=DISPLAYMATRIX")  # or newer versions hand it on to the images
         if self.fps:
             chain.append(f"fps={self.fps:g}")
-        scale: dict[str, int | str] = {}
         if self.size.startswith("short:"):
-            side = int(self.size.removeprefix("short:"))
+            side = self.size.removeprefix("short:")
             # -2 keeps the aspect with an even number of pixels.
-            scale["w"], scale["h"] = (-2, side) if about.width > about.height else (side, -2)
+            chain.append(f"scale=-2:{side}" if about.width > about.height else f"scale={side}:-2")
         elif self.size != "original":
-            scale["w"], scale["h"] = map(int, self.size.split("x"))
-        if self.image == "jpg":
-            scale["out_color_matrix"] = "bt601"  # readers of JPEG expect it; HD videos have another
-        return chain + ([f"scale={':'.join(f'{name}={value}' for name, value in scale.items())}"] if scale else [])
+            chain.append(f"scale={self.size.replace('x', ':')}")
+        if self.image == "jpg" and about.hd_colours:
+            chain.append("format=rgb24")  # from which the colours of a JPEG are made, with any version
+        return chain
 
 
 def contents(source: Path) -> Contents:
@@ -388,7 +387,11 @@ class Extractor:
         entry: dict[str, Any] = {"source": str(video.source)}
         try:
             about = contents(video.source)
-            entry |= {name: value for name, value in vars(about).items() if name not in ("frames", "orientation")}
+            entry |= {
+                name: value
+                for name, value in vars(about).items()
+                if name not in ("frames", "orientation", "hd_colours")
+            }
             words = self._run(video.source, about, folder)
             entry |= self._judge(folder, about, words)
         except (UserError, MemoryError):
@@ -418,10 +421,11 @@ class Extractor:
 
     def _ffmpeg(self, reading: list[str], about: Contents, folder: Path, images: Sequence[Path] = ()) -> str:
         """Calls it for one video. images: frames for its standard input, decoded here in the order of reading them."""
+        from_rgb = images or about.hd_colours
         if self.settings.image == "png":
             coding = ["-pix_fmt", "rgb24"]
         else:
-            coding = ["-q:v", str(self.settings.quality), *(["-pix_fmt", "yuvj420p"] if images else [])]
+            coding = ["-q:v", str(self.settings.quality), *(["-pix_fmt", "yuvj420p"] if from_rgb else [])]
         filters = self.settings.filters(about)
         command = [self.program, "-hide_banner", "-nostdin", "-v", "error", "-threads", "1"]
         command += [*reading, "-map", f"0:{about.stream}", *(["-vf", ",".join(filters)] if filters else [])]
