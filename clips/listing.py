@@ -70,7 +70,7 @@ def videos_and_others(folder: str | Path) -> tuple[dict[str, str], dict[str, str
         video, suffix = os.path.splitext(entry.name)
         if _is_folder(entry):
             folders[entry.name] = entry.path
-        elif suffix.lower() in VIDEO_SUFFIXES and (entry.is_file() or _leads_nowhere(entry)):
+        elif suffix.lower() in VIDEO_SUFFIXES and (os.path.isfile(entry.path) or _leads_nowhere(entry)):
             if video in files:
                 raise UserError(f"{folder} holds two videos called {video}; keep one of them")
             files[video] = entry.path
