@@ -111,12 +111,15 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(seed)
 
 
-def start_reader(worker: int) -> None:
-    """What a data loader's worker process does first."""
-    # One thread: the parallelism is in the workers, and their threads would fight over the same cores.
+def start_reader() -> None:
+    """What a process that reads ahead does first."""
+    # One thread: the parallelism is in the processes, and their threads would fight over the same cores.
     torch.set_num_threads(1)
-    # A scheduler that takes the machine away signals all processes, but the training one has a last step to make.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that is read for ends this one
+    # So do a scheduler that takes the machine away, and a terminal that is closed, when it has a last step to make.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(60))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
