@@ -123,7 +123,7 @@ class Learner(Training):
     def prepare_data(self) -> None:
         self.datasets = open_episodes(self.splits, self.args, self.model, self.input_spec, self.run.log)
         self.calls = EpisodeCalls(
-            self.model, self.input_spec, self.processes, self.args, folder=self.run.path / self.stores
+            self.model, self.input_spec, self.processes, self.args, folder=self.run.path / self.stores, log=self.run.log
         )
 
     def distribute_model(self) -> None:

@@ -170,8 +170,9 @@ class Trainer(Training):
         args, size = self.args, self.input_spec.size
         self.sampling = sampling_of(args, self.model.backbone)
         self.calls = ViewCalls(
-            self.model, self.input_spec, self.processes, args, folder=self.run.path / self.stores, bar=self.bar
-        )
+            self.model, self.input_spec, self.processes, args, folder=self.run.path / self.stores, bar=self.bar,
+            log=self.run.log,
+        )  # fmt: skip
         self.views(self.tested, validation=False)  # what cannot be is refused before anything long starts
         if self.trains:
             self.clips = ClipDataset(

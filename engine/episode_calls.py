@@ -21,6 +21,7 @@ from clips.transforms import InputSpec
 from engine.devices import autocast
 from engine.feature_store import FeatureStore, fingerprint, stored_episodes
 from engine.processes import Batch, Processes
+from engine.row_store import UNKNOWN
 from video_reader import VideoDataset, read_episodes
 
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
@@ -52,15 +53,22 @@ class EpisodeCalls:
     """
 
     def __init__(
-        self, model: Any, input_spec: InputSpec, processes: Processes, args: argparse.Namespace, folder: Path
+        self,
+        model: Any,
+        input_spec: InputSpec,
+        processes: Processes,
+        args: argparse.Namespace,
+        folder: Path,
+        log: Callable[[str], None] = print,
     ) -> None:
-        """folder: for features that are kept no longer than an evaluation takes."""
+        """folder: for features that are kept no longer than an evaluation takes. log: is told of stored ones that are damaged."""
         self.model = model
         self.input_spec = input_spec
         self.processes = processes
         self.device = processes.device
         self.args = args
         self.folder = folder
+        self.log = log
         # A method that is trained on stored features needs these, not what it makes of them under weights that change.
         self.stores_descriptions = model.condenses and not args.freeze_backbone
 
@@ -141,7 +149,7 @@ class EpisodeCalls:
         key = fingerprint(encoder, self.input_spec, dataset, **settings)
         parent = Path(self.args.features or self.folder)
         with self.processes.shared_store(
-            lambda: FeatureStore(parent, key, dataset.split, shape), keep=self.args.features is not None
+            lambda: FeatureStore(parent, key, dataset.split, shape, self.log), keep=self.args.features is not None
         ) as store:
             yield store
 
@@ -152,12 +160,15 @@ class EpisodeCalls:
                 features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
             return self.model.describe(features.float()) if self.stores_descriptions else features
 
-    def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], None]:
-        """What fills rows of a store, each process its share of them."""
+    def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], bool]:
+        """What fills the rows of a store that a process lacks, each process its share of them. Says whether there were any."""
 
-        def encode(rows: list[int]) -> None:
-            own = self.processes.share(sorted(rows))
+        def encode(rows: list[int]) -> bool:
+            lacking = sorted(set().union(*self.processes.gather(rows)))  # none writes before all have looked
+            store.known[lacking] = UNKNOWN
+            own = self.processes.share(lacking)
             store.encode(own, dataset, self.encode, num_workers=self.args.num_workers)
             store.take_up(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
+            return bool(lacking)
 
         return encode

@@ -59,9 +59,16 @@ def modification_times(split: Split) -> str:
 class FeatureStore(RowStore):
     """Features of the V videos of a split. Why a video is bad is not kept: it may have been mended, so it is tried again."""
 
-    def __init__(self, parent: Path, key: dict[str, Any], split: Split, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        key: dict[str, Any],
+        split: Split,
+        shape: Sequence[int],
+        log: Callable[[str], None] = print,
+    ) -> None:
         self.first_row = np.concatenate([[0], np.cumsum([len(videos) for videos in split.videos])])
-        super().__init__(parent, key, (int(self.first_row[-1]), *shape))
+        super().__init__(parent, key, (int(self.first_row[-1]), *shape), log)
         self.bad: dict[int, str] = {}
 
     def row(self, label: int, video: int) -> int:
@@ -121,12 +128,13 @@ class FeatureStore(RowStore):
 
 
 def stored_episodes(
-    store: FeatureStore, dataset: VideoDataset, batches: Sequence[Batch], encode: Callable[[list[int]], None]
+    store: FeatureStore, dataset: VideoDataset, batches: Sequence[Batch], encode: Callable[[list[int]], bool]
 ) -> Iterator[dict[str, Any]]:
     """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
-    that are needed and not known, for many tasks at once, and for the tasks of all processes, so that they can share it.
+    that are needed and not known, for many tasks at once, and for the tasks of all processes, so that they can share it; also
+    with none, since other processes may lack some. It says whether any of them did.
     """
     for ahead in _planned_ahead(batches):
         tasks = [index for batch in ahead for index in batch.tasks]
@@ -160,7 +168,7 @@ def _planned_ahead(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
 
 
 def filled_episodes(
-    store: FeatureStore, dataset: VideoDataset, plans: Sequence[EpisodePlan], encode: Callable[[list[int]], None]
+    store: FeatureStore, dataset: VideoDataset, plans: Sequence[EpisodePlan], encode: Callable[[list[int]], bool]
 ) -> list[tuple[list[Drawn], list[Drawn], list[str]]]:
     """(support, target, messages) of each plan, with rows of the store for content, all of them encoded."""
     needed: set[int] = set()
@@ -169,13 +177,13 @@ def filled_episodes(
         row = store.row(label, video)
         if store.known[row] == BAD:
             raise BadVideo(store.bad[row])
-        if store.known[row] == UNKNOWN:
-            needed.add(row)
+        needed.add(row)
         return row
 
     while True:  # again, where a video could not be read and another one stands in
         needed.clear()
         filled = [dataset.fill(plan, read) for plan in plans]
-        if not needed:
+        rows = sorted(needed)
+        store.check(rows)
+        if not encode([row for row in rows if store.known[row] == UNKNOWN]):
             return filled
-        encode(sorted(needed))

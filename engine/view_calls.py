@@ -36,8 +36,9 @@ class ViewCalls:
         *,
         folder: Path,
         bar: Callable[..., Any],
+        log: Callable[[str], None] = print,
     ) -> None:
-        """folder: for logits, which are kept until a test is done. bar: makes a progress bar."""
+        """folder: for logits, which are kept until a test is done. bar: makes a progress bar. log: is told of damaged ones."""
         self.model = model
         self.input_spec = input_spec
         self.processes = processes
@@ -45,6 +46,7 @@ class ViewCalls:
         self.args = args
         self.folder = folder
         self.bar = bar
+        self.log = log
 
     def scores(self, dataset: ViewDataset, key: dict[str, Any]) -> tuple[ViewScores, list[str]]:
         """The scores of all views under the present weights, each process its share of the videos, and messages about
@@ -70,7 +72,7 @@ class ViewCalls:
         }
         key = self.processes.gather(key)[0]  # on unlike machines weights may differ in a last bit
         shape = (len(videos), num_views, len(videos.classes))
-        with self.processes.shared_store(lambda: RowStore(self.folder, key, shape)) as store:
+        with self.processes.shared_store(lambda: RowStore(self.folder, key, shape, self.log)) as store:
             bad = self.fill(store, dataset)
             kept = [index for index in range(len(videos)) if index not in bad]
             scores = ViewScores(
@@ -92,6 +94,7 @@ class ViewCalls:
         own = list(self.processes.share(range(len(dataset))))
         size = max(1, per_call // store.shape[1])
         groups = [own[first : first + size] for first in range(0, len(own), size)]
+        store.check(own)
         # Whole groups, so that a test that was stopped computes the rest in the same batches, to the same bits.
         groups = [group for group in groups if UNKNOWN in store.known[group]]
         missing = [index for group in groups for index in group]

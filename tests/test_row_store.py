@@ -102,7 +102,7 @@ def test_a_kill_while_a_row_is_written_loses_rows_only(store: RowStore, tmp_path
 
 def test_a_kill_while_a_store_is_made_leaves_one_to_go_on_with(store: RowStore, tmp_path: Path) -> None:
     store.write([0], values([0]))
-    for name in ("known.u8", "rows.f32"):  # made, and not filled yet
+    for name in ("marks", "rows.f32"):  # made, and not filled yet
         os.truncate(store.folder / name, 0)
     again = RowStore(tmp_path, KEY, (5, 2, 3))
     assert again.known.tolist() == [0] * 5
@@ -110,7 +110,7 @@ def test_a_kill_while_a_store_is_made_leaves_one_to_go_on_with(store: RowStore, 
     np.testing.assert_array_equal(again.read([4]).numpy(), values([4]))
 
 
-@pytest.mark.parametrize("survivors", [["known.u8"], ["rows.f32"], ["known.u8", "key.json"], ["rows.f32", "key.json"]])
+@pytest.mark.parametrize("survivors", [["marks"], ["rows.f32"], ["marks", "key.json"], ["rows.f32", "key.json"]])
 def test_a_kill_while_a_store_is_removed_leaves_no_row_without_its_values(
     survivors: list[str], store: RowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
