@@ -5,10 +5,12 @@ Letters: T frames asked for, H height, W width.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -472,10 +474,71 @@ def packed_frames(value: memoryview) -> int:
 
 
 def image_bounds(value: memoryview) -> np.ndarray:
-    """Of a value by `pack_images`: image i lies from byte bounds[i] to bounds[i + 1]."""
+    """Of a value by `pack_images`: image i lies from byte bounds[i] to bounds[i + 1]. Raises ValueError if it lacks some."""
     count = packed_frames(value)
     sizes = np.frombuffer(value, "<u4", count, offset=4)
-    return 4 * (1 + count) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    bounds = 4 * (1 + count) + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    if bounds[-1] != len(value):
+        raise ValueError(f"it has {len(value):,} bytes of {bounds[-1]:,}")
+    return bounds
+
+
+def pack_index(kind: str, videos: dict[str, dict[str, int]]) -> bytes:
+    """What stands under LMDB_INDEX: the listing as a line of JSON, and its checksum."""
+    listing = json.dumps({"kind": kind, "videos": videos}, ensure_ascii=False).encode()
+    return listing + b"\n" + hashlib.sha256(listing).hexdigest().encode()
+
+    text = json.dumps({"kind": kind, "videos": videos}, ensure_ascii=False)
+    listing = text.encode(errors="backslashreplace")  # bytes of names that are not UTF-8 as escapes of JSON
+def unpack_index(content: bytes) -> dict[str, Any]:
+    """The listing that `pack_index` packed; older ones have no checksum. Raises ValueError where it is damaged."""
+    listing, _, checksum = content.partition(b"\n")
+    if checksum and checksum != hashlib.sha256(listing).hexdigest().encode():
+        raise ValueError("its checksum differs")
+    index = json.loads(listing)
+    if not (
+        isinstance(index, dict)
+        and index.get("kind") in ("images", "video")
+        and isinstance(index.get("videos"), dict)
+        and all(isinstance(videos, dict) for videos in index["videos"].values())
+        and all(type(frames) is int and frames > 0 for videos in index["videos"].values() for frames in videos.values())
+    ):
+        raise ValueError('expected {"kind": "images" or "video", "videos": {class: {video: number of frames}}}')
+    return index
+
+
+# The first two pages of an LMDB file each begin with 16 bytes about the page, then (lmdb.h, MDB_meta): magic number, version,
+# two fields, the page's size and what else is known of two databases, the last page, and the number of the transaction.
+_LMDB_META = struct.Struct("=16x II 16x I 92x QQ")
+_LMDB_MAGIC = 0xBEEFC0DE
+
+
+def check_whole_lmdb(path: str | Path) -> None:
+    """Raises BadVideo where the file ends before the last page it tells of: to read that would end the process by SIGBUS.
+
+    What is no LMDB file, or cannot be read at all, is left to LMDB to refuse.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            metas, page_size = [], 0
+            for page in range(2):
+                file.seek(page * page_size)
+                head = file.read(_LMDB_META.size)
+                if len(head) < _LMDB_META.size:
+                    return
+                magic, _, page_size, last_page, transaction = _LMDB_META.unpack(head)
+                if magic != _LMDB_MAGIC:
+                    return
+                metas.append((transaction, (last_page + 1) * page_size))
+    except OSError:
+        return
+    _, expected = max(metas)
+    if size < expected:
+        raise BadVideo(f"{path} is cut short, at {size:,} of {expected:,} bytes; {_LMDB_ADVICE}")
+
+
+_LMDB_ADVICE = "copy it again, or remove it and pack it again by data_prep/pack_lmdb.py"
 
 
 class LmdbStore:
@@ -492,11 +555,19 @@ class LmdbStore:
     def index(self) -> dict[str, Any]:
         """{"kind": "images" or "video", "videos": {class: {video: number of frames}}}, in alphabetical order."""
         if self._index is None:
-            with self._environment().begin() as transaction:
+            with self._reading() as transaction:
                 content = transaction.get(LMDB_INDEX)
+                entries = transaction.stat()["entries"]
             if content is None:
                 raise BadVideo(f"{self.path} was never finished: run data_prep/pack_lmdb.py again, it goes on")
-            self._index = json.loads(content)
+            try:
+                index = unpack_index(content)
+            except ValueError as error:
+                raise BadVideo(f"the index in {self.path} is damaged ({error}); {_LMDB_ADVICE}") from error
+            listed = sum(map(len, index["videos"].values()))
+            if entries <= listed:  # the index is one itself
+                raise BadVideo(f"{self.path} holds {entries - 1} of the {listed} videos in its index; {_LMDB_ADVICE}")
+            self._index = index
         return self._index
 
     def video(self, label: str, name: str) -> PackedVideo:
@@ -505,14 +576,23 @@ class LmdbStore:
     @contextmanager
     def value(self, label: str, name: str) -> Iterator[memoryview]:
         """What is stored for a video, without a copy: it must not be used after the block."""
-        with self._environment().begin(buffers=True) as transaction:
+        with self._reading(buffers=True) as transaction:
             value = transaction.get(lmdb_key(label, name))
             if value is None:
                 raise BadVideo(f"{self.path} holds no video {label}/{name}; has it changed since it was indexed?")
             yield value
 
+    @contextmanager
+    def _reading(self, *, buffers: bool = False) -> Iterator[lmdb.Transaction]:
+        try:
+            with self._environment().begin(buffers=buffers) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise BadVideo(f"{self.path} is damaged ({error}); {_LMDB_ADVICE}") from error
+
     def _environment(self) -> lmdb.Environment:
         if self.path not in _ENVIRONMENTS:
+            check_whole_lmdb(self.path)
             try:
                 _ENVIRONMENTS[self.path] = lmdb.open(
                     self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=4
@@ -552,7 +632,10 @@ class PackedVideo:
         with self._store.value(self._label, self._name) as value:
             if self._store.index["kind"] == "video":
                 return VideoFile(name, value[4:], self.num_frames).read(indices)
-            bounds = image_bounds(value)
+            try:
+                bounds = image_bounds(value)
+            except ValueError as error:
+                raise BadVideo(f"{name} is damaged ({error}); {_LMDB_ADVICE}") from error
             if wanted[-1] > len(bounds) - 2:
                 raise BadVideo(f"{name} has {len(bounds) - 1} frames, but frame {wanted[-1] + 1} was expected")
             images = (

@@ -11,7 +11,6 @@ that are not in yet; a video that is in is not looked at again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,13 @@ from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
+    check_whole_lmdb,
     file_content,
     frames_and_others,
     is_whole,
     lmdb_key,
     pack_images,
+    pack_index,
     pack_video,
     packed_frames,
 )
@@ -93,6 +94,11 @@ class Pack:
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
+        if path.exists():
+            try:
+                check_whole_lmdb(path)
+            except BadVideo as error:
+                raise UserError(str(error)) from error
         # A lock of our own keeps other writers away, and readers do without: no lock file beside the data.
         with self._writing():
             self._file = lmdb.open(str(path), subdir=False, lock=False, map_size=FIRST_MAP_SIZE, readahead=False)
@@ -160,8 +166,7 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
     # The index comes last: its presence says that the split is whole.
     counts = {label: {name: pack.frames(lmdb_key(label, name)) for name in names} for label, names in listing.items()}
     counts = {label: {name: count for name, count in names.items() if count} for label, names in counts.items()}
-    index = json.dumps({"kind": kind, "videos": counts}, ensure_ascii=False)
-    pack.put({LMDB_INDEX: index.encode(errors="backslashreplace")})  # bytes that are no UTF-8 as escapes of JSON
+    pack.put({LMDB_INDEX: pack_index(kind, counts)})
     pack.close()
     return failures
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Program, tiny_run
-from jobs import as_one_job
+from jobs import as_one_job, nth, quietly, signalled_when
 from run_folders import results
+from supervised_runs import supervised_run
 
 import run
+import run_supervised
 from engine.row_store import UNKNOWN, WRITTEN, RowStore
 from faults.conditions import ending_of
+from results.view_scores import ViewScores
+from run_supervised import Trainer
 from utils import UserError
 
 KEY = {"weights": "a"}
@@ -95,6 +100,21 @@ def test_processes_of_a_job_mend_a_store_together(kept: Path, dataset: Path, tmp
     assert as_one_job([argv, argv], run.main) == [0, 0]
     assert (tmp_path / "run/predictions.csv").read_bytes() == (kept / "run/predictions.csv").read_bytes()
     assert (tmp_path / "run/log.txt").read_text().count("is damaged") == 2  # the file, and its rows
+
+
+def test_a_test_of_labelled_clips_that_was_stopped_mends_its_scores(labelled: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", 1, "--val_freq", 0, "--views_per_call", 2]
+    assert quietly(supervised_run(labelled, tmp_path / "whole", *flags), run_supervised.main) == 0
+    argv, folder = supervised_run(labelled, tmp_path / "run", *flags), tmp_path / "run"
+    stopped = signalled_when(nth(3, "logits_of"), argv, [(Trainer, "logits_of")], main=run_supervised.main)
+    assert stopped == -signal.SIGKILL
+    (path,) = (folder / "scores").glob("*/rows.f32")
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content) // 9) + content[len(content) // 9 :])  # the first of nine rows
+    assert quietly(["-c", folder, "-r"], run_supervised.main) == 0
+    assert "rows.f32 is damaged: 1 of its rows, the first 0" in (folder / "log.txt").read_text()
+    scores = [ViewScores.load(place / "scores.npz").logits for place in (folder, tmp_path / "whole")]
+    np.testing.assert_array_equal(*scores)
 
 
 # The store itself ----------------------------------------------------------------------------------------------------
