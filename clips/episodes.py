@@ -170,10 +170,15 @@ def seal_episodes(path: Path, split: Split, plans: Sequence[EpisodePlan], seed: 
 
 
 def unseal_episodes(path: Path, split: Split) -> tuple[dict[str, Any], list[EpisodePlan]]:
-    """Reads what `seal_episodes` wrote: (its settings, the plans). Raises UserError naming videos that are missing."""
+    """Reads what `seal_episodes` wrote: (its settings, the plans). Raises UserError naming videos that are missing, or the
+    first place in the file at which it holds no fair episode."""
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != EPISODES_FORMAT:
         raise UserError(f"{path} holds no sealed episodes: expected format '{EPISODES_FORMAT}'; give another file")
+    try:
+        _check_sealed(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or was changed: {error}; restore it, or give another file") from error
     if content["split"] != split.name:
         raise UserError(f"{path} holds episodes of '{content['split']}', not of '{split.name}'; give another file")
     place = {
@@ -208,6 +213,65 @@ def unseal_episodes(path: Path, split: Split) -> tuple[dict[str, Any], list[Epis
             )
         )
     return content, plans
+
+
+def _check_sealed(content: dict[str, Any]) -> None:
+    """Raises ValueError that names the place of what `seal_episodes` would not have written."""
+    least = {"seed": 0, "way": 1, "shot": 1, "queries_per_class": 1, "noisy_support": 0}
+    for name, smallest in least.items():
+        found = content.get(name)
+        if type(found) is not int or found < smallest:
+            raise ValueError(f"expected '{name}' to be a whole number from {smallest}, found {_shown(found)}")
+    if content["noisy_support"] >= content["shot"]:
+        raise ValueError(
+            f"'noisy_support' is {content['noisy_support']}, of a shot of {content['shot']}: expected fewer"
+        )
+    if not isinstance(content.get("split"), str):
+        raise ValueError(f"expected 'split' to be a name, found {_shown(content.get('split'))}")
+    tasks = content.get("tasks")
+    if not isinstance(tasks, list) or not tasks:
+        raise ValueError(f"expected 'tasks' to be a list of episodes, found {_shown(tasks)}")
+    for number, task in enumerate(tasks):
+        try:
+            _check_sealed_task(task, content)
+        except ValueError as error:
+            raise ValueError(f"task {number} (from 0): {error}") from error
+
+
+def _check_sealed_task(task: Any, sizes: dict[str, Any]) -> None:
+    """An episode of as many classes and videos as was said, each of them once."""
+    if not isinstance(task, list) or len(task) != sizes["way"]:
+        raise ValueError(f"expected a list of {sizes['way']} classes, found {_shown(task)}")
+    lengths = {"target": sizes["queries_per_class"], "support": sizes["shot"], "strangers": sizes["noisy_support"]}
+    classes: set[str] = set()
+    parts: dict[str, str] = {}  # of each video, by "class/video"
+    for entry in task:
+        label = entry.get("class") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or not isinstance(label, str):
+            raise ValueError(f"expected a class with a name, found {_shown(label)}")
+        if label in classes:
+            raise ValueError(f"class '{label}' is in it twice")
+        classes.add(label)
+        for part, length in lengths.items():
+            videos = entry.get(part)
+            if not isinstance(videos, list) or not all(isinstance(video, str) for video in videos):
+                raise ValueError(f"class '{label}': expected '{part}' to be a list of names, found {_shown(videos)}")
+            if len(videos) != length:
+                raise ValueError(f"class '{label}': expected {length} video(s) in '{part}', found {len(videos)}")
+            for video in videos:
+                name = video if part == "strangers" else f"{label}/{video}"
+                if name in parts:
+                    twice = f"'{parts[name]}' and in '{part}'" if parts[name] != part else f"'{part}' twice"
+                    raise ValueError(f"class '{label}': video {name} is in {twice}")
+                if part == "strangers" and name.startswith(f"{label}/"):
+                    raise ValueError(f"class '{label}': its stranger {name} is none")
+                parts[name] = part
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def episodes_fingerprint(plans: Iterable[EpisodePlan]) -> str:
