@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from typing import Any
 
 # Read when torch starts its threads. Those that wait in a busy loop take the cores from the processes that read episodes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it, without a traceback
 
 import numpy as np
 import torch

@@ -45,6 +45,8 @@ class Program:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Program:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the programs leave it while they import
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         keep_freed_memory()
         return self
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
 
 class Terminated(Exception):
-    """The machine is wanted for something else: a SIGTERM came, and what has to be kept is kept."""
+    """The machine is wanted for something else: a signal came, and what has to be kept is kept."""
 
 
 class Termination:
-    """Catches SIGTERM, which schedulers send some time before they take the machine away.
+    """Catches SIGTERM, which schedulers send some time before they take the machine away, and SIGHUP, of a closed terminal.
 
-    It ends what is going on by `Terminated`; within `deferred` only `asked` says that it came, until processes agree.
+    It ends what is going on by `Terminated`; within `deferred` only `asked` says that it came, until processes agree. A signal
+    that is ignored, as SIGHUP under nohup, stays so.
     """
 
     def __init__(self) -> None:
@@ -22,14 +24,22 @@ class Termination:
         self._deferred = False
 
     def __enter__(self) -> Termination:
-        self._earlier = signal.signal(signal.SIGTERM, self._handle)
+        caught = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        self._earlier = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._earlier)
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
         self.asked = True
+        if number == signal.SIGHUP:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in self._terminals:  # they are gone, and what is printed would be an error
+                os.dup2(nowhere, stream)
+            os.close(nowhere)
         if not self._deferred:
             raise Terminated
 

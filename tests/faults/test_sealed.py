@@ -63,7 +63,7 @@ def own_stranger(entry: dict[str, Any]) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
-    "a query among the supports": (in_an_entry(query_among_supports), "task 2 .*class '.*': .* is in 'target' and in 'support'"),
+    "a query among the supports": (in_an_entry(query_among_supports), "task 2 .*class '.*': .* 'target' and in 'support'"),
     "a query twice": (in_an_entry(lambda e: e["target"].__setitem__(1, e["target"][0])), "is in 'target' twice"),
     "a support twice": (in_an_entry(lambda e: e["support"].__setitem__(1, e["support"][0])), "is in 'support' twice"),
     "a stranger among the supports": (in_task_2(stranger_among_supports), "is in 'support' and in 'strangers'"),
