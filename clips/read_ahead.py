@@ -102,7 +102,7 @@ class Reader:
             self._process.join(5)
             raise UserError(
                 f"a process that reads ahead has died ({_cause(self._process.exitcode)}): often the memory was full, of the "
-                "machine or of its container; lower --num_workers (0 reads without such processes), and go on with -r"
+                "machine or of its container; lower --num_workers (0 reads without such processes), and resume with -r"
             )
         (start,) = _NUMBER.unpack(number)
         try:

@@ -61,7 +61,7 @@ class EpisodeCalls:
         folder: Path,
         log: Callable[[str], None] = print,
     ) -> None:
-        """folder: for features that are kept no longer than an evaluation takes. log: is told of stored ones that are damaged."""
+        """folder: for features that are kept no longer than an evaluation takes. log: is told of damaged ones."""
         self.model = model
         self.input_spec = input_spec
         self.processes = processes
