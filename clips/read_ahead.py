@@ -21,7 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
 import torch
@@ -45,36 +45,42 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], num_workers:
     The processes live until the last one is read, so that all that is needed in a row is best asked for at once. Tensors keep
     their strides, and are pinned where there is a GPU.
     """
-    if num_workers == 0:
+    num_readers = min(num_workers, len(indices))
+    if num_readers == 0:
         yield from map(read, indices)
         return
     with contextlib.ExitStack() as stack:
         receiver = stack.enter_context(ThreadPoolExecutor(1))  # receives an item while the one before is used
-        readers = []
-        for number in range(min(num_workers, len(indices))):
-            readers.append(_start(read, number, num_workers))
-            stack.callback(readers[-1].close)
-        for turn, index in enumerate(indices[: AHEAD * len(readers)]):
-            readers[turn % len(readers)].ask(index)
-        received: Future[Item] | None = None
-        for turn in range(len(indices)):
-            reader = readers[turn % len(readers)]
-            item = (received or receiver.submit(reader.answer)).result()
-            if turn + AHEAD * len(readers) < len(indices):
-                reader.ask(indices[turn + AHEAD * len(readers)])
-            if turn + 1 < len(indices):
-                received = receiver.submit(readers[(turn + 1) % len(readers)].answer)
+        readers = [_start(read, number, num_workers, stack) for number in range(num_readers)]
+        for turn, index in enumerate(indices[: AHEAD * num_readers]):
+            readers[turn % num_readers].ask(index)
+
+        def receive(turn: int) -> Item:
+            reader = readers[turn % num_readers]
+            item = reader.answer()
+            if turn + AHEAD * num_readers < len(indices):
+                reader.ask(indices[turn + AHEAD * num_readers])
+            return item
+
+        received = receiver.submit(receive, 0)
+        for turn in range(1, len(indices)):
+            item = received.result()
+            received = receiver.submit(receive, turn)
             yield item
+        yield received.result()
 
 
-def _start(read: Callable[[int], Any], number: int, num_workers: int) -> Reader:
+def _start(read: Callable[[int], Any], number: int, num_workers: int, stack: contextlib.ExitStack) -> Reader:
+    """A process that `stack` will end."""
     try:
-        return Reader(read)
+        reader = Reader(read)
     except OSError as error:
         raise UserError(
             f"could not start process {number + 1} of the {num_workers} that read ahead ({error.strerror}): lower "
             "--num_workers, or raise the limits that 'ulimit -a' shows"
         ) from error
+    stack.callback(reader.close)
+    return reader
 
 
 class Reader:
@@ -165,9 +171,10 @@ def _serve(read: Callable[[int], Any], connection: socket.socket, other_end: soc
                     start = _pack(("traceback", traceback.format_exc()), file)
                 socket.send_fds(connection, [_NUMBER.pack(start)], [file.fileno()])
         except (BrokenPipeError, ConnectionResetError):
-            return
+            break
         except (OSError, MemoryError) as error:
             connection.sendall(_NUMBER.pack(-(getattr(error, "errno", None) or errno.ENOMEM)))
+    os._exit(0)  # what else is in this copy of the program is not its to clean up
 
 
 def _memory_file() -> IO[bytes]:

@@ -23,7 +23,7 @@ from faults.conditions import ending_of, program, with_small_shm
 from utils import UserError
 from video_reader import VideoDataset
 
-SECONDS = 20  # an error ends a run in far less, were the machine not busy
+SECONDS = 40  # an error ends a run in far less, were the machine not busy
 WORKERS = ["--num_workers", 2]
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")

@@ -18,9 +18,9 @@ from supervised_runs import supervised_run
 import run
 import run_supervised
 from engine.row_store import UNKNOWN, WRITTEN, RowStore
+from engine.view_calls import ViewCalls
 from faults.conditions import ending_of
 from results.view_scores import ViewScores
-from run_supervised import Trainer
 from utils import UserError
 
 KEY = {"weights": "a"}
@@ -106,7 +106,7 @@ def test_a_test_of_labelled_clips_that_was_stopped_mends_its_scores(labelled: Pa
     flags = ["--epochs", 1, "--val_freq", 0, "--views_per_call", 2]
     assert quietly(supervised_run(labelled, tmp_path / "whole", *flags), run_supervised.main) == 0
     argv, folder = supervised_run(labelled, tmp_path / "run", *flags), tmp_path / "run"
-    stopped = signalled_when(nth(3, "logits_of"), argv, [(Trainer, "logits_of")], main=run_supervised.main)
+    stopped = signalled_when(nth(3, "logits_of"), argv, [(ViewCalls, "logits_of")], main=run_supervised.main)
     assert stopped == -signal.SIGKILL
     (path,) = (folder / "scores").glob("*/rows.f32")
     content = path.read_bytes()
