@@ -556,7 +556,8 @@ class LmdbStore:
         """{"kind": "images" or "video", "videos": {class: {video: number of frames}}}, in alphabetical order."""
         if self._index is None:
             with self._reading() as transaction:
-                content = transaction.get(LMDB_INDEX)
+                found = transaction.get(LMDB_INDEX)
+                content = None if found is None else bytes(found)
                 entries = transaction.stat()["entries"]
             if content is None:
                 raise BadVideo(f"{self.path} was never finished: run data_prep/pack_lmdb.py again, it goes on")
@@ -576,16 +577,16 @@ class LmdbStore:
     @contextmanager
     def value(self, label: str, name: str) -> Iterator[memoryview]:
         """What is stored for a video, without a copy: it must not be used after the block."""
-        with self._reading(buffers=True) as transaction:
+        with self._reading() as transaction:
             value = transaction.get(lmdb_key(label, name))
             if value is None:
                 raise BadVideo(f"{self.path} holds no video {label}/{name}; has it changed since it was indexed?")
             yield value
 
     @contextmanager
-    def _reading(self, *, buffers: bool = False) -> Iterator[lmdb.Transaction]:
+    def _reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
         try:
-            with self._environment().begin(buffers=buffers) as transaction:
+            with self._environment().begin(buffers=True) as transaction:
                 yield transaction
         except lmdb.Error as error:
             raise BadVideo(f"{self.path} is damaged ({error}); {_LMDB_ADVICE}") from error

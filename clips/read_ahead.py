@@ -91,6 +91,7 @@ class Reader:
         with theirs:
             self._process = _CONTEXT.Process(target=_serve, args=(read, theirs, self._socket), daemon=True)
             self._process.start()
+        self._size = 0  # bytes of the last answer
         # Also when this object or the interpreter ends, before multiprocessing would wait for the process.
         self.close = multiprocessing.util.Finalize(self, _end, args=(self._process, self._socket), exitpriority=1)
 
@@ -106,9 +107,11 @@ class Reader:
             number = b""
         if not number:
             self._process.join(5)
+            held = f" (each such process keeps {AHEAD} items ready, the last of {self._size / 1e6:.1f} MB)"
             raise UserError(
                 f"a process that reads ahead has died ({_cause(self._process.exitcode)}): often the memory was full, of the "
-                "machine or of its container; lower --num_workers (0 reads without such processes), and resume with -r"
+                f"machine or of its container{held if self._size else ''}; lower --num_workers (0: no such process), "
+                "and resume with -r"
             )
         (start,) = _NUMBER.unpack(number)
         try:
@@ -120,6 +123,7 @@ class Reader:
                 f"no room to hand over what was read ahead ({error.strerror}): lower --num_workers (0 hands nothing over), or "
                 "raise the limits of memory and open files that 'ulimit -a' shows"
             ) from error
+        self._size = len(memory)
         kind, content = _Unpickler(memory, start).load()
         if kind == "error":
             raise content

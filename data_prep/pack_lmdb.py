@@ -164,8 +164,10 @@ def pack_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
     if beside:
         print_note(f"{root}: left out {len(beside):,} images that are no frames of their videos: {first_few(beside)}")
     # The index comes last: its presence says that the split is whole.
-    counts = {label: {name: pack.frames(lmdb_key(label, name)) for name in names} for label, names in listing.items()}
-    counts = {label: {name: count for name, count in names.items() if count} for label, names in counts.items()}
+    counts = {
+        label: {name: count for name in names if (count := pack.frames(lmdb_key(label, name)))}
+        for label, names in listing.items()
+    }
     pack.put({LMDB_INDEX: pack_index(kind, counts)})
     pack.close()
     return failures

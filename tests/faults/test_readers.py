@@ -58,7 +58,8 @@ def test_a_reader_that_dies_ends_the_run_at_once(
     sentence = program.fails(*tiny_run(dataset, tmp_path / "run", *WORKERS))
     assert time.monotonic() - started < SECONDS
     assert f"has died ({cause})" in sentence
-    assert "--num_workers" in sentence
+    assert "each such process keeps 2 items ready, the last of 0.0 MB" in sentence
+    assert "lower --num_workers" in sentence
     assert not multiprocessing.active_children()
 
 
