@@ -1,6 +1,6 @@
 """How much do methods lose when support videos are of the wrong class? Trains and tests on the demo set, prints a table.
 
-    python scripts/noisy_support.py                                    what README.md shows
+    python scripts/noisy_support.py                                    what docs/results.md shows
     python scripts/noisy_support.py --methods trx otam --noise 0 2     methods and numbers of wrong videos of one's own
 
 Every method is trained on clean episodes, by scripts/quickstart.args, and tested at 5-way 5-shot on the same episodes, in

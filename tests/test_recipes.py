@@ -179,7 +179,7 @@ def test_a_recipe_that_is_wrong_or_missing_is_one_sentence(
 # ---------------------------------------------------------------------------------------------------------------------
 # The tables of flags of other code bases
 
-# Every flag of the programs, by the headings of docs/supervised.md.
+# Every flag of the programs, by the headings of docs/migrate.md.
 STUDY = (
     "--backbone_net -d --depth --dropout --groups --frames_per_group --alpha --beta --fpn_dim --without_t_stride "
     "--pooling_method --dw_t_conv --temporal_module_name --blending_frames --blending_method --no_dw_conv --consensus --gpu "
@@ -226,8 +226,8 @@ OLD_FLAGS = {
 
 
 def flag_table(heading: str) -> list[tuple[list[str], str]]:
-    """The rows under a heading of docs/supervised.md: their flags, and what is said of them."""
-    text = (ROOT / "docs" / "supervised.md").read_text(encoding="utf-8")
+    """The rows under a heading of docs/migrate.md: their flags, and what is said of them."""
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
     (section,) = (part for part in re.split(r"^### ", text, flags=re.MULTILINE) if part.startswith(heading))
     rows = [line.strip("| \n").split(" | ", 1) for line in section.splitlines() if line.startswith("| `")]
     return [(re.findall(r"`([^`]+)`", theirs), here) for theirs, here in rows]
@@ -266,7 +266,7 @@ def assert_known_flags(command: str) -> None:
 
 def test_options_of_backbones_that_the_tables_name_exist() -> None:
     """Each of them is an option of a builder."""
-    text = (ROOT / "docs" / "supervised.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
     named = {
         name for words in re.findall(r"--backbone_options ([^`]+)`", text) for name in re.findall(r"(\w+)=", words)
     }
@@ -276,7 +276,7 @@ def test_options_of_backbones_that_the_tables_name_exist() -> None:
 
 
 def test_backbones_that_the_tables_name_exist() -> None:
-    text = (ROOT / "docs" / "supervised.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
     assert set(re.findall(r"--backbone (\w+)", text)) <= BACKBONES.keys()
 
 
@@ -284,5 +284,5 @@ def test_backbones_that_the_tables_name_exist() -> None:
     "command", ["--seq_lne", "--sampling middle", "-x", "scripts/fuse_scores.py --fuse", "--fusion relu_logits"]
 )
 def test_a_wrong_entry_of_a_table_is_found(command: str) -> None:
-    with pytest.raises((AssertionError, SystemExit)):
+    with pytest.raises((AssertionError, UserError)):
         assert_known_flags(command)
