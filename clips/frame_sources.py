@@ -485,11 +485,11 @@ def image_bounds(value: memoryview) -> np.ndarray:
 
 def pack_index(kind: str, videos: dict[str, dict[str, int]]) -> bytes:
     """What stands under LMDB_INDEX: the listing as a line of JSON, and its checksum."""
-    listing = json.dumps({"kind": kind, "videos": videos}, ensure_ascii=False).encode()
-    return listing + b"\n" + hashlib.sha256(listing).hexdigest().encode()
-
     text = json.dumps({"kind": kind, "videos": videos}, ensure_ascii=False)
     listing = text.encode(errors="backslashreplace")  # bytes of names that are not UTF-8 as escapes of JSON
+    return listing + b"\n" + hashlib.sha256(listing).hexdigest().encode()
+
+
 def unpack_index(content: bytes) -> dict[str, Any]:
     """The listing that `pack_index` packed; older ones have no checksum. Raises ValueError where it is damaged."""
     listing, _, checksum = content.partition(b"\n")

@@ -37,12 +37,11 @@ def adapted(head: Any, args: argparse.Namespace) -> Any:
         raise UserError(
             f"--{ignored[0]} has no effect on {args.method}, which does not extend model.CNN_FSHead: leave it out"
         )
-    if not isinstance(getattr(head, "backbone", None), nn.Module):
-        head.backbone = nn.Identity()
     stated = {"works_on_features": False, "takes_episodes": False, "condenses": False, "reads": "steps"}
     for name, value in stated.items():
         if not hasattr(head, name):
             setattr(head, name, value)
-    head.backbone.input_spec = InputSpec()
-    head.backbone.frames_per_step = 1
+    backbone: Any = getattr(head, "backbone", None) or nn.Identity()
+    backbone.input_spec, backbone.frames_per_step = InputSpec(), 1
+    head.backbone = backbone
     return head

@@ -264,7 +264,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("scores", nargs="+", metavar="SCORES", type=Path, help="run folders, or scores.npz of them")
     parser.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="of the files, in their order; unset: equal"
+        "--weights", nargs="+", type=float, above=0, metavar="W", help="of the files, in their order; unset: equal"
     )
     parser.add_argument(
         "--fusion", choices=FUSIONS, default="logits",
@@ -293,10 +293,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def check_args(args: argparse.Namespace) -> None:
     if args.weights is not None and len(args.weights) != len(args.scores):
         raise UserError(f"--weights has {len(args.weights)} numbers for {len(args.scores)} files: give one for each")
-    if args.weights is not None and not all(0 < weight < math.inf for weight in args.weights):
-        raise UserError(
-            f"--weights are {' '.join(f'{weight:g}' for weight in args.weights)}: expected positive numbers"
-        )
     for flag, suffix in (("json", ".json"), ("csv", ".csv"), ("predictions", ".csv"), ("out", ".npz")):
         if (path := getattr(args, flag)) is not None:
             check_output(path, f"--{flag}", [suffix])

@@ -108,15 +108,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, default=Path("training_curves.png"),
                         help="the picture: .png, .svg or .pdf")  # fmt: skip
     parser.add_argument(
-        "--smooth", type=int, default=1, metavar="ROWS", help="rows of log.csv that a point is the mean of"
+        "--smooth", type=int, default=1, least=1, metavar="ROWS", help="rows of log.csv that a point is the mean of"
     )
     return parser.parse_args(argv)
 
 
 def plot(args: argparse.Namespace) -> None:
     check_output(args.out, "--out", PICTURE_SUFFIXES)
-    if args.smooth < 1:
-        raise UserError(f"--smooth is {args.smooth}: expected 1 or more rows")
     draw_curves(args.runs, args.smooth, args.out)
     print(f"wrote {args.out}")
 

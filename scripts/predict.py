@@ -223,7 +223,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
                         help="folder of examples: DIR/<action>/<video file or folder of frames>")  # fmt: skip
     parser.add_argument("--query", required=True, nargs="+", metavar="VIDEO", type=Path,
                         help="videos to recognise: files or folders of frames")  # fmt: skip
-    parser.add_argument("--top", type=int, default=5, help="so many of the likeliest actions are shown")
+    parser.add_argument("--top", type=int, default=5, least=1, help="so many of the likeliest actions are shown")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all probabilities to this file")
     parser.add_argument("--picture", metavar="FILE", type=Path,
                         help=".png: what the model saw of each query, with probabilities; .gif, .mp4: the query as a film "
@@ -232,8 +232,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def predict(args: argparse.Namespace) -> None:
-    if args.top < 1:
-        raise UserError(f"--top is {args.top}: expected 1 or more actions")
     if args.json is not None:
         check_output(args.json, "--json", (".json",))
     if args.picture is not None:

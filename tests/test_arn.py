@@ -518,11 +518,11 @@ def test_tests_keep_descriptions_as_long_as_classify_is_its_own(dataset, tmp_pat
         made = run.Learner(
             parse_args(tiny_run(dataset, tmp_path / "run", *flags), METHODS), RunFolder(tmp_path / "run")
         )
-        with made.feature_store(made.datasets["test"]) as store:
+        with made.calls.feature_store(made.datasets["test"]) as store:
             assert store.shape[1:] == shape
         with torch.no_grad():
             made.model.attention.spatial.gate.bias += 1
-        with made.feature_store(made.datasets["test"]) as other:
+        with made.calls.feature_store(made.datasets["test"]) as other:
             assert (other.folder == store.folder) is bool(more)
 
 

@@ -49,10 +49,10 @@ def test_stored_features_give_the_logits_that_frames_give(method: str, dataset: 
     made = learner(dataset, tmp_path / "run", "--method", method, "--way_test", 3, "--shot_test", 2, "-qpct", 2)
     made.model.eval()
     episodes = made.datasets["test"]
-    with torch.inference_mode(), made.feature_store(episodes) as store:
+    with torch.inference_mode(), made.calls.feature_store(episodes) as store:
         assert store is not None
-        stored = torch.cat([logits for logits, _ in made.answers(episodes, 10, store)])
-        direct = torch.cat([logits for logits, _ in made.answers(episodes, 10, None)])
+        stored = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, store)])
+        direct = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, None)])
     assert stored.shape == (10, 6, 3)
     torch.testing.assert_close(stored, direct, rtol=1e-4, atol=1e-4)
 

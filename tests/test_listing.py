@@ -63,7 +63,8 @@ def test_notes_go_to_the_error_stream_unless_somebody_takes_them(
 ) -> None:
     (train / LATIN).touch()
     Split.open(train.parent, "train")
-    assert capsys.readouterr() == ("", f"note: {train}: 1 passed over, being no folder of frames: caf\N{REPLACEMENT CHARACTER}\n")
+    note = f"note: {train}: 1 passed over, being no folder of frames: caf\N{REPLACEMENT CHARACTER}\n"
+    assert capsys.readouterr() == ("", note)
 
 
 def test_videos_that_are_left_out_are_named_with_the_reason(train: Path) -> None:

@@ -143,7 +143,8 @@ def test_json_keeps_non_ascii_and_a_damaged_one_is_a_user_error(tmp_path: Path) 
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(
-        path, {"model": {"w": torch.arange(600.0)}, "progress": {"tasks_done": 7, "best": 0.5}, "none": None}
+        path,
+        {"model": {"w": torch.arange(600.0)}, "progress": {"tasks_done": 7, "best": 0.5}, "args": {}, "none": None},
     )
     return path
 
