@@ -274,6 +274,8 @@ class CNN_TSN(CNN_FSHead):
         group.add_argument(
             "--tsn_scale",
             type=float,
+            least=1,
+            most=100,
             default=10.0,
             help="factor on TSN's similarities at the start, learnt from there within [1, 100]; larger is more confident",
         )
@@ -459,7 +461,9 @@ class TemporalCrossTransformer(nn.Module):
 
 
 def check_cardinalities(args: argparse.Namespace, num_steps: int) -> None:
-    """Raises UserError when `--temp_set` asks for tuples that a clip of `num_steps` feature steps does not have."""
+    """Raises UserError when `--temp_set` asks for tuples that a clip of `num_steps` feature steps does not have, or twice."""
+    if len(set(args.temp_set)) < len(args.temp_set):
+        raise UserError(f"--temp_set is {' '.join(map(str, args.temp_set))}: expected each cardinality once")
     if max(args.temp_set) > num_steps or min(args.temp_set) < 1:
         raise UserError(
             f"--temp_set {' '.join(map(str, args.temp_set))} needs tuples of 1 to {num_steps} steps: backbone "
@@ -490,14 +494,20 @@ class CNN_TRX(CNN_FSHead):
             "--temp_set",
             nargs="+",
             type=int,
+            least=1,
             default=[2, 3],
             help="tuple cardinalities, in frames; 2 3 is the paper's choice, larger ones cost more and gain little",
         )
         group.add_argument(
-            "--trans_linear_out_dim", type=int, default=1152, help="width of the keys and values of tuples"
+            "--trans_linear_out_dim", type=int, least=1, default=1152, help="width of the keys and values of tuples"
         )
         group.add_argument(
-            "--trans_dropout", type=float, default=0.1, help="dropout on frame features before tuples are made, 0 to 1"
+            "--trans_dropout",
+            type=float,
+            least=0,
+            below=1,
+            default=0.1,
+            help="dropout on frame features before tuples are made, 0 to 1",
         )
 
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
@@ -747,11 +757,13 @@ class CNN_DualPrototypes(CNN_FSHead):
         group.add_argument(
             "--dp_scale",
             type=float,
+            above=0,
             help="factor on cosines; unset: 20, learnt from there within [1, 100] (robust), 1000, fixed (code)",
         )
         group.add_argument(
             "--dp_dual_weight",
             type=float,
+            least=0,
             default=0.5,
             help="weight of the loss on either score alone, beside that on both; the code variant has none",
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import errno
+import fcntl
 import io
 import json
 import math
@@ -29,6 +31,7 @@ from torch import Tensor
 
 CHECKPOINT_FORMAT = "few-shot-action-recognition/1"
 LATEST, BEST, FINAL = "checkpoint.pt", "checkpoint_best_val.pt", "checkpoint_final.pt"
+LOCK = ".lock"  # in a run folder, held by the process that writes there
 LOG_COLUMNS = ("tasks", "split", "loss", "accuracy", "ci95", "learning_rate")
 
 
@@ -282,6 +285,7 @@ class RunFolder:
         self.columns = columns
         self._early_lines: list[str] | None = None if resume else []  # logged before `start` has made the folder
         self._board: Any = None
+        self._lock: int | None = None
         has_run = (self.path / "args.json").exists()
         if printable(str(path)) != str(path):
             raise UserError(
@@ -291,13 +295,42 @@ class RunFolder:
         if resume and not has_run:
             raise UserError(f"nothing to resume: {self.path} holds no args.json; leave out -r to start a new run")
         if resume:
+            self._take_lock()  # before the run's state is read, which another process may be about to change
             return
-        if has_run:
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if (self.path / "args.json").exists():
             raise UserError(f"{self.path} already holds a run; add -r to resume it, or give another -c")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; expected a folder to write the run to, give another -c")
-        if self.path.is_dir() and any(not entry.name.endswith(".tmp") for entry in self.path.iterdir()):
+        if self.path.is_dir() and any(
+            entry.name != LOCK and not entry.name.endswith(".tmp") for entry in self.path.iterdir()
+        ):
             raise UserError(f"{self.path} is not empty and holds no run; give a new or empty folder with -c")
+
+    def _take_lock(self) -> None:
+        """Claims the folder until this process ends, however it ends. Raises UserError where another process has it.
+
+        Network file systems hold such locks between machines if they are mounted with locking; where there are none, the
+        run goes unguarded and says so.
+        """
+        if not self.writes or self._lock is not None:
+            return
+        path = self.path / LOCK
+        with writing(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
+            is_current = path.exists() and os.path.samestat(os.fstat(file), path.stat())
+        except OSError as error:
+            is_current = error.errno not in (errno.EACCES, errno.EAGAIN)
+            if is_current:
+                self.log(f"warning: {self.path} is on a file system without locks: see that no other run uses it")
+        if not is_current:  # held by another, or removed by one that was just ending
+            os.close(file)
+            raise UserError(f"another process is at work in {self.path}: wait until it ends, or give another -c")
+        self._lock = file
 
     def start(self, settings: dict[str, Any], argv: Sequence[str], *, keep_settings: bool = False) -> None:
         """Makes the folder and records what was asked for; until then nothing is written.
@@ -310,6 +343,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"could not make the run folder {self.path}: {error.strerror}; give another -c") from error
+        if self._early_lines is not None:  # a new run, which another one may have forestalled
+            self._take_lock()
+            self._check_new()
         for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
             leftover.unlink()
         if not keep_settings:
@@ -405,6 +441,10 @@ class RunFolder:
             with contextlib.suppress(OSError):  # of a full disk, which a file that matters more has met by now
                 self._board.close()
             self._board = None
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)  # before it is released: who opens it later makes a new one
+            os.close(self._lock)
+            self._lock = None
 
     def retire(self, name: str) -> None:
         """Renames an existing file to NAME_1, NAME_2, ... before a new one takes its name: nothing is replaced in silence."""

@@ -186,6 +186,7 @@ def parse_run(
     check_inherited(args, inherited, parser)
     named = [name for name in (getattr(args, "method", ""), args.backbone) if is_own_code(name)]
     args.own_code = {name: content_hash(name) for name in named}
+    args.num_threads = torch.get_num_threads()  # sums are rounded differently by another number of them
     return args
 
 

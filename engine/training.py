@@ -217,6 +217,12 @@ class Training:
                 "optimiser and its counters; restore the file, or start a new run with another -c"
             ) from error
         self.run.rewind_rows(self.progress.rows_size)
+        threads = checkpoint["args"].get("num_threads", self.args.num_threads)
+        if threads != self.args.num_threads and self.device.type == "cpu":
+            self.run.log(
+                f"warning: the run was started with {threads} threads and has {self.args.num_threads} now: sums are rounded "
+                "differently, so that it goes another way than unbroken; set OMP_NUM_THREADS"
+            )
         self.run.log(f"resuming after {self.progress.done} {self.unit}s")
 
     # Steps -----------------------------------------------------------------------------------------------------------

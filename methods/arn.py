@@ -361,14 +361,23 @@ class CNN_ARN(CNN_FSHead):
             help="both kinds of attention see the maps, or that along time what that along space made of them",
         )
         group.add_argument(
-            "--arn_floor_space", type=float, default=1.0, help="what maps are kept by where spatial attention is 0"
+            "--arn_floor_space",
+            type=float,
+            least=0,
+            default=1.0,
+            help="what maps are kept by where spatial attention is 0",
         )
         group.add_argument(
-            "--arn_floor_time", type=float, default=1.0, help="what maps are kept by where temporal attention is 0"
+            "--arn_floor_time",
+            type=float,
+            least=0,
+            default=1.0,
+            help="what maps are kept by where temporal attention is 0",
         )
         group.add_argument(
             "--arn_sigma",
             type=float,
+            above=0,
             default=100.0,
             help="slope of power normalisation; higher: weak co-occurrences count as much as strong ones",
         )
@@ -388,25 +397,36 @@ class CNN_ARN(CNN_FSHead):
         group.add_argument(
             "--arn_orders",
             type=int,
+            least=2,
             default=10,
             help="orders of a jigsaw, as many as there are at most (24 of quarters)",
         )
         group.add_argument(
             "--arn_blocks",
             type=int,
+            least=2,
             help="blocks of frames of a temporal jigsaw; unset: one for every step of the backbone's features",
         )
         group.add_argument(
-            "--arn_beta", type=float, default=0.05, help="weight of the loss of guessing how a clip was changed"
+            "--arn_beta",
+            type=float,
+            least=0,
+            default=0.05,
+            help="weight of the loss of guessing how a clip was changed",
         )
         group.add_argument(
             "--arn_gamma",
             type=float,
+            least=0,
             default=0.0,
             help="weight of the alignment of attention, the sum of squares over a map, mean over clips; 0: none",
         )
         group.add_argument(
-            "--arn_lambda", type=float, default=0.0, help="by how much attention may differ without being aligned"
+            "--arn_lambda",
+            type=float,
+            least=0,
+            default=0.0,
+            help="by how much attention may differ without being aligned",
         )
 
     def build_augmentation(self, args: argparse.Namespace) -> Augmentation | None:
@@ -422,8 +442,6 @@ class CNN_ARN(CNN_FSHead):
             )
         if args.arn_selfsup == "rotation":
             return Rotation()
-        if args.arn_orders < 2:
-            raise UserError(f"--arn_orders is {args.arn_orders}: expected 2 or more, or there is nothing to guess")
         if args.arn_selfsup == "spatial_jigsaw":
             return SpatialJigsaw(args.arn_orders)
         blocks = args.arn_blocks or self.num_steps

@@ -57,7 +57,11 @@ class CNN_CMN(CNN_FSHead):
     @staticmethod
     def add_arguments(group: Any) -> None:
         group.add_argument(
-            "--cmn_slots", type=int, default=8, help="saliency slots; each adds a square map of the feature width"
+            "--cmn_slots",
+            type=int,
+            least=1,
+            default=8,
+            help="saliency slots; each adds a square map of the feature width",
         )
 
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:

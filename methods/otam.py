@@ -74,6 +74,7 @@ class CNN_OTAM(CNN_Similarity):
         group.add_argument(
             "--otam_lambda",
             type=float,
+            least=0,
             default=0.1,
             help="smoothing of the minimum over alignments, in cosine distance; 0 is the hard minimum, larger values spread "
             "the gradient over more alignments",

@@ -38,12 +38,15 @@ class CNN_PAL(CNN_FSHead):
         group.add_argument(
             "--pal_scale",
             type=float,
+            least=1,
+            most=100,
             default=10.0,
             help="factor on PAL's cosines at the start, learnt from there within [1, 100]",
         )
         group.add_argument(
             "--pal_lambda",
             type=float,
+            least=0,
             default=0.5,
             help="weight of the prototype-centred loss beside that of the queries",
         )

@@ -167,7 +167,9 @@ class CNN_ChamferPlusPlus(CNN_Similarity):
 
     @staticmethod
     def add_arguments(group: Any) -> None:
-        group.add_argument("--chamfer_tuples", type=int, default=3, help="steps in a tuple; 1 matches single steps")
+        group.add_argument(
+            "--chamfer_tuples", type=int, least=1, default=3, help="steps in a tuple; 1 matches single steps"
+        )
 
     def similarities(self, target: Tensor, support: Tensor) -> Tensor:
         return tuple_similarities(target, support, self.tuples)

@@ -546,7 +546,7 @@ def test_it_takes_stored_features_and_many_episodes_as_long_as_forward_is_its_ow
             "--arn_selfsup temporal_jigsaw --arn_blocks 3",
             "3 blocks does not fit 8 frames and 2 feature steps: give --arn_blocks",
         ),
-        ("--arn_selfsup temporal_jigsaw --arn_blocks 1", "1 blocks does not fit"),
+        ("--arn_selfsup temporal_jigsaw --arn_blocks 1", "--arn_blocks is 1: expected 2 or more"),
         ("--arn_selfsup spatial_jigsaw --arn_orders 1", "--arn_orders is 1: expected 2 or more"),
         ("--arn_selfsup rotation --arn_blocks 2", "--arn_blocks are those of --arn_selfsup temporal_jigsaw"),
         ("--arn_selfsup rotation --arn_lambda 0.1", "--arn_lambda is a part of the alignment: add --arn_gamma"),
