@@ -176,7 +176,7 @@ def read_batches(
 ) -> Generator[dict[str, Any]]:
     """Batches of a training, as `ClipDataset.batch` with the epoch and the step added. Raises BadVideo.
 
-    steps: which, counted from 0 over all epochs, so that range(done, total) goes on where a training was stopped.
+    steps: which, counted from 0 over all epochs, so that range(done, total) resumes a training.
     batch_size: clips of all processes together; process `rank` of `world_size` reads every world_size-th of them.
     """
     steps_per_epoch(len(dataset), batch_size)

@@ -27,7 +27,7 @@ class EpisodePlan:
     """What task `index` of `seed` asks for: classes and videos by their numbers in the split.
 
     labels[k] is the class that the episode calls k. candidates[k] are its videos in the order in which they are taken:
-    `queries` target videos, then support videos, then replacements of unreadable ones. strangers[k] are (class, video) pairs
+    `queries` target videos, then support videos, then replacements of unreadable ones. distractors[k] are (class, video) pairs
     of other classes; the first `noisy` of them stand in for the last support videos of class k.
     """
 
@@ -35,7 +35,7 @@ class EpisodePlan:
     index: int
     labels: list[int]
     candidates: list[list[int]]
-    strangers: list[list[tuple[int, int]]]
+    distractors: list[list[tuple[int, int]]]
     shot: int
     queries: int
     noisy: int = 0
@@ -46,7 +46,7 @@ class EpisodePlan:
             self,
             labels=self.labels[:way],
             candidates=self.candidates[:way],
-            strangers=self.strangers[:way],
+            distractors=self.distractors[:way],
             shot=shot,
         )
 
@@ -82,15 +82,15 @@ def draw_episode(
         episode_rng(seed, split.name, index, VIDEOS_OF_CLASS, label).permutation(len(split.videos[label])).tolist()
         for label in labels
     ]
-    strangers: list[list[tuple[int, int]]] = [[] for _ in labels]
+    distractors: list[list[tuple[int, int]]] = [[] for _ in labels]
     if noisy:
         taken = {(label, v) for label, videos in zip(labels, candidates, strict=True) for v in videos[: shot + queries]}
         for k, label in enumerate(labels):
             rng = episode_rng(seed, split.name, index, STRANGERS_TO_CLASS, label)
             others = [(c, v) for c, videos in enumerate(split.videos) if c != label for v in range(len(videos))]
-            strangers[k] = [others[i] for i in rng.permutation(len(others)) if others[i] not in taken]
-            taken.update(strangers[k][:noisy])
-    return EpisodePlan(seed, index, labels, candidates, strangers, shot, queries, noisy)
+            distractors[k] = [others[i] for i in rng.permutation(len(others)) if others[i] not in taken]
+            taken.update(distractors[k][:noisy])
+    return EpisodePlan(seed, index, labels, candidates, distractors, shot, queries, noisy)
 
 
 def fill_episode(
@@ -127,7 +127,7 @@ def fill_episode(
     for k, label in enumerate(plan.labels):
         own = first_readable(k, plan.queries + plan.shot - plan.noisy, ((label, v) for v in plan.candidates[k]))
         target += own[: plan.queries]
-        support += own[plan.queries :] + first_readable(k, plan.noisy, plan.strangers[k])
+        support += own[plan.queries :] + first_readable(k, plan.noisy, plan.distractors[k])
     # Shuffled, so that a head that relied on the order of classes would fail.
     order = episode_rng(plan.seed, split.name, plan.index, ORDER)
     order.shuffle(support)
@@ -147,9 +147,9 @@ def seal_episodes(path: Path, split: Split, plans: Sequence[EpisodePlan], seed: 
                     "class": split.classes[label],
                     "target": [split.videos[label][video] for video in videos[: plan.queries]],
                     "support": [split.videos[label][video] for video in videos[plan.queries : taken]],
-                    "strangers": [split.video_name(*stranger) for stranger in strangers[: plan.noisy]],
+                    "strangers": [split.video_name(*distractor) for distractor in distractors[: plan.noisy]],
                 }
-                for label, videos, strangers in zip(plan.labels, plan.candidates, plan.strangers, strict=True)
+                for label, videos, distractors in zip(plan.labels, plan.candidates, plan.distractors, strict=True)
             ]
         )
     content = {
@@ -206,7 +206,7 @@ def unseal_episodes(path: Path, split: Split) -> tuple[dict[str, Any], list[Epis
                 index,
                 labels=[drawn[0][0] for drawn in videos],
                 candidates=[[video for _, video in drawn] for drawn in videos],
-                strangers=[[place[name] for name in entry["strangers"]] for entry in task],
+                distractors=[[place[name] for name in entry["strangers"]] for entry in task],
                 shot=content["shot"],
                 queries=content["queries_per_class"],
                 noisy=content["noisy_support"],
@@ -264,7 +264,7 @@ def _check_sealed_task(task: Any, sizes: dict[str, Any]) -> None:
                     twice = f"'{parts[name]}' and in '{part}'" if parts[name] != part else f"'{part}' twice"
                     raise ValueError(f"class '{label}': video {name} is in {twice}")
                 if part == "strangers" and name.startswith(f"{label}/"):
-                    raise ValueError(f"class '{label}': its stranger {name} is none")
+                    raise ValueError(f"class '{label}': its distractor {name} is of the class itself")
                 parts[name] = part
 
 
@@ -279,6 +279,6 @@ def episodes_fingerprint(plans: Iterable[EpisodePlan]) -> str:
     digest = hashlib.sha256()
     for plan in plans:
         taken = [videos[: plan.queries + plan.shot] for videos in plan.candidates]
-        strangers = [pairs[: plan.noisy] for pairs in plan.strangers]
-        digest.update(json.dumps([plan.labels, taken, strangers, plan.shot, plan.queries]).encode())
+        distractors = [pairs[: plan.noisy] for pairs in plan.distractors]
+        digest.update(json.dumps([plan.labels, taken, distractors, plan.shot, plan.queries]).encode())
     return digest.hexdigest()[:16]

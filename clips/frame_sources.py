@@ -560,7 +560,7 @@ class LmdbStore:
                 content = None if found is None else bytes(found)
                 entries = transaction.stat()["entries"]
             if content is None:
-                raise BadVideo(f"{self.path} was never finished: run data_prep/pack_lmdb.py again, it goes on")
+                raise BadVideo(f"{self.path} was never finished: run data_prep/pack_lmdb.py again, which resumes it")
             try:
                 index = unpack_index(content)
             except ValueError as error:

@@ -168,7 +168,7 @@ class EpisodeCalls:
             store.known[lacking] = UNKNOWN
             own = self.processes.share(lacking)
             store.encode(own, dataset, self.encode, num_workers=self.args.num_workers)
-            store.take_up(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
+            store.merge(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
             return bool(lacking)
 
         return encode

@@ -118,8 +118,8 @@ class FeatureStore(RowStore):
         except BadVideo as error:
             return error
 
-    def take_up(self, bad: Sequence[dict[int, str]]) -> None:
-        """After several processes have each encoded some rows: takes up what they wrote, and what they could not read."""
+    def merge(self, bad: Sequence[dict[int, str]]) -> None:
+        """After several processes have each encoded some rows: takes in what they wrote and which videos are bad."""
         if len(bad) > 1:
             self.refresh()
         for messages in bad:

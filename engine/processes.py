@@ -35,7 +35,7 @@ Store = TypeVar("Store", bound=Closable)
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Consecutive tasks that belong together, and the calls of the network that this process makes for its share of them."""
+    """Consecutive tasks of one optimiser step, and the calls of the network that this process makes for its share of them."""
 
     tasks: range
     own_calls: list[range]
@@ -85,21 +85,21 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part: items rank, rank + R, rank + 2 R, ..."""
+        """This process's share: items rank, rank + R, rank + 2 R, ..."""
         return items[self.rank :: self.size]
 
     def shard(self, tasks: range, batch: int, call: int) -> Iterator[Batch]:
-        """The batches that `tasks` come in, `batch` tasks each, and the last what is left; calls of `call` tasks are shared."""
+        """Batches of `batch` tasks, the last with what is left, and the calls of `call` tasks that this process makes."""
         for start in range(tasks.start, tasks.stop, batch):
-            together = range(start, min(start + batch, tasks.stop))
-            calls = [together[first : first + call] for first in range(0, len(together), call)]
-            yield Batch(together, list(self.share(calls)))
+            whole = range(start, min(start + batch, tasks.stop))
+            calls = [whole[first : first + call] for first in range(0, len(whole), call)]
+            yield Batch(whole, list(self.share(calls)))
 
     def in_order(self, shares: Sequence[Sequence[Item]]) -> list[Item]:
-        """The items that `share` has given out, from the parts of all processes."""
+        """The items that `share` has given out, from the shares of all processes."""
         items = [None] * sum(map(len, shares))
-        for rank, part in enumerate(shares):
-            items[rank :: len(shares)] = part  # type: ignore[assignment]
+        for rank, share in enumerate(shares):
+            items[rank :: len(shares)] = share  # type: ignore[assignment]
         return items  # type: ignore[return-value]
 
     def barrier(self) -> None:
@@ -164,11 +164,11 @@ class Processes:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
         if not gradients:
             return
-        together = torch.cat([gradient.flatten() for gradient in gradients])
-        self._add(together)
-        parts = together.split([gradient.numel() for gradient in gradients])
-        for parameter, gradient, part in zip(wanted, gradients, parts, strict=True):
-            parameter.grad = gradient.copy_(part.view_as(gradient))
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self._add(flat)
+        sums = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, gradient, total in zip(wanted, gradients, sums, strict=True):
+            parameter.grad = gradient.copy_(total.view_as(gradient))
 
     def _add(self, tensor: Tensor) -> None:
         try:
@@ -222,7 +222,7 @@ class _Sum(torch.autograd.Function):
 class SyncedBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes at once, on any device (torch's own SyncBatchNorm wants GPUs).
 
-    Ioffe & Szegedy, ICML 2015, with mean and variance over the N * h * w values of a channel in every process together.
+    Ioffe & Szegedy, ICML 2015, with mean and variance over the N * h * w values of a channel over all processes.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -36,7 +36,7 @@ class RowStore:
     """float32 rows (R, ...) in a file, in any order, by one process or several, each of which writes rows of its own.
 
     Lives in `parent/<hash of key>`, so that rows made under another key are never taken for these. A store that was left
-    unfinished is gone on with: `known` (R,) says which rows it holds. `check` takes back those that were damaged since they
+    unfinished is resumed: `known` (R,) says which rows it holds. `check` takes back those that were damaged since they
     were written, and says so by `log`. Rows are read through a memory map: memory stays bounded whatever their number.
     Processes on several machines need a `parent` that all of them share.
     """
@@ -74,7 +74,7 @@ class RowStore:
         return file
 
     def refresh(self) -> None:
-        """Takes up what other processes have written, which a network file system shows only when a file is opened."""
+        """Rereads what other processes have written, which a network file system shows only when a file is opened."""
         os.fsync(self._rows_file)
         marks = np.frombuffer(self._marks_path.read_bytes(), dtype=MARK)
         self._checked &= marks == self._marks

@@ -14,7 +14,7 @@ from engine.processes import Processes
 
 
 class Steps:
-    """Optimiser steps of all processes together, with loss scaling where half precision needs it.
+    """Optimiser steps that all processes of a job take alike, with loss scaling where half precision needs it.
 
     Each process adds its gradients by `backward`; `take` sums them over the processes. A parameter group may have an
     "lr_mult", a factor on the learning rate. clip_norm: gradients longer than this are shortened to it; 0: never.

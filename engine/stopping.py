@@ -15,7 +15,7 @@ class Terminated(Exception):
 class Termination:
     """Catches SIGTERM, which schedulers send some time before they take the machine away, and SIGHUP, of a closed terminal.
 
-    It ends what is going on by `Terminated`; within `deferred` only `asked` says that it came, until processes agree. A signal
+    It interrupts by `Terminated`; within `deferred` it only sets `asked`, until the processes agree. A signal
     that is ignored, as SIGHUP under nohup, stays so.
     """
 

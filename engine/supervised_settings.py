@@ -183,7 +183,7 @@ def build_parser(*, description: str | None = None) -> Parser:
 
 
 def parse_args(argv: Sequence[str], *, description: str | None = None) -> argparse.Namespace:
-    """The settings of a run: defaults, below those of the run or checkpoint that goes on, below the given flags."""
+    """The settings of a run: defaults, below those of the run or checkpoint it inherits from, below the given flags."""
 
     def parser_of(early: argparse.Namespace, saved: dict[str, Any]) -> Parser:
         if saved and "lr_type" not in saved:

@@ -61,9 +61,9 @@ def draw_support(panel: SubFigure, episode: Episode, strip_frames: int) -> None:
             draw_strip(axes, thinned(episode.support[k][j], strip_frames), episode.colours[k])
             notes = [f"weight {weights[k, j]:.2f}"] if weights is not None else []
             room = max(12, 195 // shots - (20 if notes else 6))  # letters
-            if stranger := episode.impostors[k][j]:
-                notes.append(f"shows {wrapped(readable(stranger), room, 1)}")
-            colour = LIGHT["wrong"] if stranger else LIGHT["quiet"]
+            if impostor := episode.impostors[k][j]:
+                notes.append(f"shows {wrapped(readable(impostor), room, 1)}")
+            colour = LIGHT["wrong"] if impostor else LIGHT["quiet"]
             axes.set_title(", ".join(notes), fontsize=8, fontweight="normal", color=colour, pad=2)
 
 

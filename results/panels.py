@@ -276,8 +276,8 @@ def draw_shot_logits(panel: SubFigure, episode: Episode, query: int) -> None:
     logits = episode.explanation["logits"][query]
     for k, values in enumerate(episode.explanation["shot_logits"][query]):
         colour = episode.colours[k]
-        for place, value, stranger in zip(shot_rows(episode, k), values, episode.impostors[k], strict=False):
-            axes.plot(value, place, "o", color=colour, markersize=5, markerfacecolor="none" if stranger else colour)
+        for place, value, impostor in zip(shot_rows(episode, k), values, episode.impostors[k], strict=False):
+            axes.plot(value, place, "o", color=colour, markersize=5, markerfacecolor="none" if impostor else colour)
         axes.plot([logits[k]] * 2, [k - 0.4, k + 0.4], color=colour, linewidth=2)
     axes.set_xlabel("logit; a hollow dot is a support video of another class" if any_impostor(episode) else "logit")
     axes.grid(axis="x")
@@ -310,8 +310,8 @@ def draw_shares(axes: Axes, episode: Episode, values: np.ndarray) -> None:
     """Shares (K, J) of the support videos as bars, a row for each class; hatched where a video shows another one."""
     height = 0.8 / episode.shots
     for k, row in enumerate(values):
-        for place, value, stranger in zip(shot_rows(episode, k), row, episode.impostors[k], strict=False):
-            hatch = "//////" if stranger else None
+        for place, value, impostor in zip(shot_rows(episode, k), row, episode.impostors[k], strict=False):
+            hatch = "//////" if impostor else None
             axes.barh(place, value, 0.8 * height, color=episode.colours[k], hatch=hatch, edgecolor=LIGHT["paper"])
     axes.xaxis.set_major_formatter(percent)
     axes.grid(axis="x")

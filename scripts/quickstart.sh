@@ -4,7 +4,7 @@
 #   bash scripts/quickstart.sh               everything goes to demo/ and runs/quickstart/ in the project's folder
 #   bash scripts/quickstart.sh tsn trx pal   methods of one's own choice
 #
-# A second call goes on where a first was stopped, and does nothing over that is finished.
+# A second call resumes where the first was stopped, and repeats nothing that is finished.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 

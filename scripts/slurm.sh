@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training of several machines under SLURM, one process for each GPU. It survives preemption, a time limit and a lost
-# process: each start goes on from the last checkpoint. The run folder and the data must be on disks that all machines see.
+# process: each start resumes from the last checkpoint. The run folder and the data must be on disks that all machines see.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh -c /shared/runs/trx --dataset /shared/data/ssv2 --method trx
 #
@@ -21,7 +21,7 @@ first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 processes=${SLURM_GPUS_ON_NODE:-1}
 
 # The signal that --signal asks for reaches the processes through srun; with its exit code for it the job asks to be
-# queued again, and that start goes on where this one saved.
+# queued again, and that start resumes where this one saved.
 code=0
 srun --kill-on-bad-exit=1 ${LAUNCH:-torchrun} \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="$processes" --max-restarts=3 \

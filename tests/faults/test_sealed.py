@@ -67,7 +67,7 @@ CHANGES: dict[str, tuple[Callable[[Content], None], str]] = {
     "a query twice": (in_an_entry(lambda e: e["target"].__setitem__(1, e["target"][0])), "is in 'target' twice"),
     "a support twice": (in_an_entry(lambda e: e["support"].__setitem__(1, e["support"][0])), "is in 'support' twice"),
     "a stranger among the supports": (in_task_2(stranger_among_supports), "is in 'support' and in 'strangers'"),
-    "a stranger of the class itself": (in_an_entry(own_stranger), "its stranger .* is none"),
+    "a stranger of the class itself": (in_an_entry(own_stranger), "its distractor .* is of the class itself"),
     "a class twice": (in_task_2(lambda task: task.__setitem__(1, task[0])), "task 2 .*: class '.*' is in it twice"),
     "a class too few": (in_task_2(lambda task: task.pop()), "task 2 .*: expected a list of 3 classes"),
     "a query too few": (in_an_entry(lambda e: e["target"].pop()), r"expected 2 video\(s\) in 'target', found 1"),
