@@ -6,60 +6,22 @@ import math
 
 import pytest
 import torch
+from small_heads import EXACT, SHOTS, STEPS, build, features, on_meta, stir
+from small_heads import outputs_of as classify
 from torch import Tensor
 
-from engine.settings import build_parser
-from methods import METHODS, build_head
 from methods.otam import alignment_cost, best_path
 from methods.pal import prototype_centred_loss
 from methods.similarity import step_similarities, tuple_similarities
-from model import CNN_FSHead, TupleLinear, Tuples, peer_weights, prototype_cosines, shot_log_weights
+from model import TupleLinear, Tuples, peer_weights, prototype_cosines, shot_log_weights
 from tests.oracles import heads as literal
 from utils import UserError
 
-STEPS, WIDTH = 4, 64  # of conv4 on clips of four frames
-SHOTS = {
-    "one shot": torch.tensor([2, 0, 1]),
-    "two shots": torch.tensor([1, 0, 2, 2, 1, 0]),
-    "unequal": torch.tensor([0, 2, 1, 0, 2, 2, 0, 2]),
-}
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
-
-
-def build(*flags: str) -> CNN_FSHead:
-    """A head on a small backbone, in float64, always with the same random weights."""
-    torch.manual_seed(0)
-    settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS)]
-    small = ["--trans_linear_out_dim", "24", "--cmn_slots", "3"]
-    return build_head(build_parser(METHODS).parse_args([*settings, *small, *flags])).double().eval()
-
-
-def stir(head: CNN_FSHead) -> CNN_FSHead:
-    """Moves the head's own weights off the values they start from, where some have no effect and others are equal."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in head.named_parameters():
-        if not name.startswith("backbone."):
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data += (
-                0.3 * noise * (parameter.std().nan_to_num() if parameter.numel() > 1 else 1) + 0.01 * noise
-            )
-    return head
-
-
-def features(*shape: int, seed: int = 0) -> Tensor:
-    """Not negative and unlike each other, as after a ReLU."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).relu()
+WIDTH = 64  # of conv4
 
 
 def episode(labels: Tensor, queries: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return features(len(labels), STEPS, WIDTH), labels, features(queries, STEPS, WIDTH, seed=1)
-
-
-def classify(head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What the head makes of one episode."""
-    outputs = head.classify(support[None], labels[None], target[None])
-    outputs = outputs if isinstance(outputs, dict) else {"logits": outputs}
-    return {name: value[0] for name, value in outputs.items()}
 
 
 @pytest.fixture(params=SHOTS)
@@ -414,9 +376,7 @@ def test_the_scale_of_dual_prototypes_can_be_chosen(variant):
 @pytest.mark.parametrize(("feature_dim", "parameters"), [(2048, 163_600_384), (512, 10_233_856)])
 def test_code_variant_has_as_many_parameters_as_the_published_one(feature_dim, parameters):
     backbone = {2048: "resnet50", 512: "resnet18"}[feature_dim]
-    flags = ["--method", "dual_prototypes", "--dp_variant", "code", "--backbone", backbone, "--no_pretrained"]
-    with torch.device("meta"):
-        head = build_head(build_parser(METHODS).parse_args(flags))
+    head = on_meta("--method", "dual_prototypes", "--dp_variant", "code", "--backbone", backbone)
     # The published class has a second layer norm, which it does not use.
     unused = 2 * feature_dim * (2 + 3)
     assert sum(p.numel() for p in head.branches.parameters()) + unused == pytest.approx(parameters, rel=1e-3)
