@@ -38,6 +38,9 @@ class CNN_FSHead(nn.Module):
     reads: Literal["steps", "maps"] = "steps"
     """What `classify` gets for a video: feature steps (S, D), or feature maps (D, S, h, w)."""
 
+    inductive: bool = True
+    """Whether every query is scored by itself, whatever other queries there are in its episode."""
+
     works_on_features: bool = True
     """Whether `classify` is all that happens after the backbone in a test, so that stored features can replace images."""
 
@@ -129,6 +132,14 @@ class CNN_FSHead(nn.Module):
         A method that can be explained returns more. Each of the names that results/panels.py knows gets a panel there.
         """
         return {"logits": self.classify_episodes(support_features, support_labels, target_features)["logits"]}
+
+    def shot_logits(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+        """What logits would be with every support video as a class of its own, (B, Q, K, J), 0 where there is none."""
+        alone = torch.arange(support_labels.shape[1], device=support_labels.device).expand_as(support_labels)
+        outputs = self.classify(support_features, alone, target_features)
+        by_shot = outputs["logits"] if isinstance(outputs, dict) else outputs  # (B, Q, N)
+        shots, _ = group_by_class(rearrange(by_shot, "b q n -> b n q"), support_labels)
+        return rearrange(shots, "b k j q -> b q k j")
 
     def classify_episodes(
         self, support: Tensor, labels: Tensor, target: Tensor, *, described: bool = False
@@ -296,13 +307,8 @@ class CNN_TSN(CNN_FSHead):
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """ "logits" (B, Q, K), and "shot_logits" (B, Q, K, J): what they would be by each support video alone, else 0."""
-        alone = torch.arange(support_labels.shape[1], device=support_labels.device).expand_as(support_labels)
-        by_shot = self.classify(support_features, alone, target_features)  # (B, Q, N)
-        shots, _ = group_by_class(rearrange(by_shot, "b q n -> b n q"), support_labels)
-        return {
-            "logits": self.classify(support_features, support_labels, target_features),
-            "shot_logits": rearrange(shots, "b k j q -> b q k j"),
-        }
+        episode = support_features, support_labels, target_features
+        return {"logits": self.classify(*episode), "shot_logits": self.shot_logits(*episode)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

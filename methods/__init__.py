@@ -18,6 +18,8 @@ from engine.training import input_spec_of, load_model_state
 from methods.arn import CNN_ARN
 from methods.cmn import CNN_CMN
 from methods.foreign import adapted
+from methods.hyrsm import CNN_HyRSM, CNN_HyRSMPlusPlus
+from methods.molo import CNN_MoLo
 from methods.otam import CNN_OTAM
 from methods.pal import CNN_PAL
 from methods.similarity import (
@@ -31,6 +33,8 @@ from methods.similarity import (
     CNN_Max,
     CNN_Mean,
 )
+from methods.strm import CNN_STRM
+from methods.team import CNN_TEAM
 from model import CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead
 from utils import UserError, load_checkpoint
 
@@ -51,6 +55,11 @@ METHODS: dict[str, type[CNN_FSHead]] = {
     "chamfer": CNN_Chamfer,
     "chamfer++": CNN_ChamferPlusPlus,
     "bimhm": CNN_BiMHM,
+    "hyrsm": CNN_HyRSM,
+    "hyrsm++": CNN_HyRSMPlusPlus,
+    "team": CNN_TEAM,
+    "strm": CNN_STRM,
+    "molo": CNN_MoLo,
 }
 
 

@@ -185,6 +185,19 @@ class CNN_ChamferPlusPlus(CNN_Similarity):
         return {**shown, "tuples": self.tuples.expand(len(support_features), -1, -1)}
 
 
+def hausdorff_distance(distances: Tensor) -> Tensor:
+    """Distances of all steps of two videos (..., L, M) -> (...), those of every step to its best one, added up."""
+    return distances.amin(dim=-1).sum(dim=-1) + distances.amin(dim=-2).sum(dim=-1)
+
+
+def matched_cells(similarities: Tensor) -> Tensor:
+    """How often `hausdorff_distance` counts each cell of the matrices (..., L, M): 0, 1, or 2 where both steps agree."""
+    with torch.inference_mode(False), torch.enable_grad():
+        similarities = similarities.detach().clone().requires_grad_()
+        (cells,) = torch.autograd.grad(-hausdorff_distance(1 - similarities).sum(), similarities)
+    return cells
+
+
 class CNN_BiMHM(CNN_Similarity):
     """Bidirectional mean Hausdorff metric of HyRSM: minus the cosine distances of all steps to their best ones.
 
@@ -196,5 +209,4 @@ class CNN_BiMHM(CNN_Similarity):
         self.scale = nn.Identity()  # sums of up to 2S distances have a range of their own
 
     def video_similarity(self, similarities: Tensor) -> Tensor:
-        distances = 1 - similarities
-        return -(distances.amin(dim=-1).sum(dim=-1) + distances.amin(dim=-2).sum(dim=-1))
+        return -hausdorff_distance(1 - similarities)
