@@ -66,6 +66,8 @@ from scripts.bench.timing import (
 )
 from tests.oracles import arn as literal_arn
 from tests.oracles import heads as literal_heads
+from tests.oracles import hyrsm as literal_hyrsm
+from tests.oracles import team as literal_team
 from tests.oracles import trx_tsn as literal
 from video_reader import VideoDataset
 
@@ -144,6 +146,8 @@ LITERAL_FORMS = {
     "trx": LiteralForm("trx", literal.trx),
     "otam": LiteralForm("otam", lambda head, *episode: literal_heads.otam(*episode)),
     "dual_prototypes": LiteralForm("dual_prototypes --dp_variant code", dual_prototypes_literally, repetitions=1),
+    "hyrsm": LiteralForm("hyrsm", literal_hyrsm.hyrsm),
+    "team": LiteralForm("team", literal_team.team, repetitions=3),
 }
 
 
