@@ -44,6 +44,9 @@ class CNN_FSHead(nn.Module):
     works_on_features: bool = True
     """Whether `classify` is all that happens after the backbone in a test, so that stored features can replace images."""
 
+    loss_needs_pixels: bool = False
+    """Whether `loss` reads the frames of an episode, "support_set" and "target_set", which stored features do not have."""
+
     takes_episodes: bool = True
     """Whether `forward` takes several episodes at once."""
 
@@ -187,6 +190,24 @@ class CNN_FSHead(nn.Module):
         """
         gpus = [torch.device("cuda", number) for number in range(self.args.num_gpus)]
         self.backbone.clip_pass.devices = list(devices) or gpus
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What an optimiser trains: parameters, their "weight_decay" and "lr_mult", a factor on the learning rate.
+
+        `--backbone_rate` is the factor of the backbone; with `--no_norm_decay` norms and biases, which is to say vectors
+        and scalars, do not decay. Override it for a method whose parts learn at rates of their own.
+        """
+        args = self.args
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                rate = args.backbone_rate if name.startswith("backbone.") else 1.0
+                decay = 0.0 if args.no_norm_decay and parameter.ndim < 2 else args.weight_decay
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr_mult": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ]
 
     def train(self, mode: bool = True) -> CNN_FSHead:
         """As nn.Module.train; with `--bn frozen` the backbone's batch norms keep their stored statistics, with

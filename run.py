@@ -90,16 +90,15 @@ class Share:
     compute_seconds: float
 
 
-def build_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
+def build_optimizer(model: CNN_FSHead, args: argparse.Namespace) -> torch.optim.Optimizer:
+    groups = model.parameter_groups()
+    if not groups:
         raise UserError(
             f"--freeze_backbone leaves nothing to train of --method {args.method}, which is all backbone: leave it out"
         )
-    settings = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     if args.opt == "sgd":
-        return torch.optim.SGD(parameters, momentum=args.momentum, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.opt](parameters, **settings)
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, nesterov=args.nesterov)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.opt](groups, lr=args.learning_rate)
 
 
 class Learner(Training):
@@ -116,10 +115,16 @@ class Learner(Training):
 
     def build_model(self) -> CNN_FSHead:
         args = self.args
-        model = build_head(args, load_pretrained=self.checkpoint is None)
+        classes = len(self.splits["train"].classes) if "train" in self.splits else 0
+        model = build_head(args, load_pretrained=self.checkpoint is None, num_train_classes=classes)
         if args.tasks_per_call > 1 and not model.takes_episodes:
             raise UserError(
                 f"--tasks_per_call is {args.tasks_per_call}, but {args.method} takes one episode at a time: leave it out"
+            )
+        if args.freeze_backbone and model.works_on_features and model.loss_needs_pixels:
+            raise UserError(
+                f"--freeze_backbone trains on stored features, and the loss of --method {args.method} sees frames: leave it "
+                "out, or see the method's flags"
             )
         return model
 
@@ -145,8 +150,12 @@ class Learner(Training):
         return build_optimizer(self.model, self.args)
 
     def learning_rate_at(self, tasks_done: int) -> float:
-        """The base rate, divided by ten at every milestone of --sch that has passed."""
-        return self.args.learning_rate * 0.1 ** sum(tasks_done >= milestone for milestone in self.args.sch)
+        """The base rate, lower at every milestone of --sch that has passed, after a rise over --warmup_tasks."""
+        args = self.args
+        if tasks_done < args.warmup_tasks:
+            return args.learning_rate * (tasks_done + 1) / args.warmup_tasks
+        passed = sum(tasks_done >= milestone for milestone in args.sch)
+        return args.learning_rate * ([1.0, *args.lr_factors][passed] if args.lr_factors else 0.1**passed)
 
     # Train -----------------------------------------------------------------------------------------------------------
 
@@ -341,6 +350,7 @@ class Learner(Training):
             "split_fingerprint": dataset.split.fingerprint,
             "sealed_episodes": args.episodes,
             "method": args.method,
+            "inductive": self.model.inductive,
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
             "checkpoint_tasks": tasks_done,

@@ -35,8 +35,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
       support_videos, target_videos: lists of "class/video"; index: i; bad_videos: messages about videos left out.
 
     noisy: how many support videos of each class are of other classes, to test robustness. plans: episodes that were drawn
-    before, to be used instead of drawing them. frames_per_step, interval: how many neighbouring frames are taken together,
-    as some backbones want (`Backbone.frames_per_step`), and how many are left out between them; they count among the T.
+    before, to be used instead of drawing them. support_transform: of support clips, where it is another one. frames_per_step,
+    interval: how many neighbouring frames are taken together, as some backbones want (`Backbone.frames_per_step`), and how
+    many are left out between them; they count among the T.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         queries: int,
         seq_len: int,
         transform: ClipTransform,
+        support_transform: ClipTransform | None = None,
         seed: int,
         sampling: str = "linspace",
         frames_per_step: int = 1,
@@ -65,6 +67,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.way, self.shot, self.queries, self.noisy = way, shot, queries, noisy
         self.seq_len = seq_len
         self.transform = transform
+        self.support_transform = support_transform or transform
         self.seed = seed
         self.sampling = sampling
         self.frames_per_step, self.interval = frames_per_step, interval
@@ -91,7 +94,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         """`fill_episode` by this data set's rule for unreadable videos."""
         return fill_episode(self.split, plan, read, self.on_bad_video)
 
-    def clip(self, label: int, video: int, rng: np.random.Generator) -> Tensor:
+    def clip(self, label: int, video: int, rng: np.random.Generator, transform: ClipTransform | None = None) -> Tensor:
         """One video's sampled and cropped frames, uint8 (T, 3, H, W). Without augmentation `rng` plays no part."""
         source = self.split.source(label, video)
         frames = sample_frames(
@@ -102,9 +105,15 @@ class VideoDataset(Dataset[dict[str, Any]]):
             frames_per_step=self.frames_per_step,
             interval=self.interval,
         )
-        return self.transform(source.read(frames), rng)
+        return (transform or self.transform)(source.read(frames), rng)
 
-    def read_clips(self, drawn: Sequence[Drawn], index: int, unreadable: dict[tuple[int, int], BadVideo]) -> Tensor:
+    def read_clips(
+        self,
+        drawn: Sequence[Drawn],
+        index: int,
+        unreadable: dict[tuple[int, int], BadVideo],
+        transform: ClipTransform,
+    ) -> Tensor:
         """The clips of drawn videos, whose content is their position, for task `index`: uint8 (N*T, 3, H, W).
 
         Adds videos that cannot be read to `unreadable`, by class and number, and leaves their pixels undefined.
@@ -116,7 +125,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         for clip, (_, label, video, position) in zip(clips, drawn, strict=True):
             rng = episode_rng(self.seed, self.split.name, index, PIXELS, label, position)
             try:
-                clip.copy_(self.clip(label, video, rng))
+                clip.copy_(self.clip(label, video, rng, transform))
             except BadVideo as error:
                 unreadable[label, video] = error
         return rearrange(clips, "n t c h w -> (n t) c h w")
@@ -136,8 +145,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         while known < len(unreadable):
             known = len(unreadable)
             support, target, bad_videos = self.fill(plan, position_of)
-            support_set = self.read_clips(support, index, unreadable)
-            target_set = self.read_clips(target, index, unreadable)
+            support_set = self.read_clips(support, index, unreadable, self.support_transform)
+            target_set = self.read_clips(target, index, unreadable, self.transform)
         return {
             "support_set": support_set,
             "support_labels": torch.tensor([drawn.k for drawn in support]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def open_episodes(
             way, shot = (max(ways), max(shots)) if role == "test" else (ways[0], shots[0])
             sizes = {"way": way, "shot": shot, "queries": args.query_per_class_test, "noisy": args.noisy_support}
             transform = ClipTransform(input_spec.size, train=False, flip=False)
-        datasets[role] = VideoDataset(split, transform=transform, **sizes, **options)
+        support = dataclasses.replace(transform, flip=transform.flip and args.flip != "queries")
+        datasets[role] = VideoDataset(split, transform=transform, support_transform=support, **sizes, **options)
     if args.episodes:
         use_sealed_episodes(datasets["test"], Path(args.episodes), args.num_test_tasks, log)
     return datasets
@@ -76,7 +78,8 @@ def training_transform(
     directed = split.direction_classes()
     if args.flip == "auto" and directed:
         log(f"training clips are not mirrored: class '{directed[0]}' names a direction (--flip on|off)")
-    return ClipTransform(input_spec.size, train=True, flip=args.flip == "on" or (args.flip == "auto" and not directed))
+    flip = args.flip in ("on", "queries") or (args.flip == "auto" and not directed)
+    return ClipTransform(input_spec.size, train=True, flip=flip)
 
 
 def use_sealed_episodes(dataset: VideoDataset, path: Path, num_tasks: int, log: Log) -> None:

@@ -146,6 +146,7 @@ def stored_episodes(
                 "index": list(call),
                 "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
                 "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
+                "real_support_labels": torch.tensor([[drawn.label for drawn in videos] for videos in support]),
                 "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
                 "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
                 "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),

@@ -122,6 +122,7 @@ def add_optimiser_flags(group: FlagGroup, *, learning_rate: float, momentum: flo
         "--learning_rate", "-lr", type=float, default=learning_rate, above=0, help="at the start, after any warm-up"
     )
     group.add_argument("--momentum", type=float, default=momentum, least=0, below=1, help="of sgd")
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument(
         "--weight_decay", "--wd", type=float, default=weight_decay, least=0, help="L2 penalty; decoupled with adamw"
     )
@@ -248,6 +249,8 @@ def check_common(args: argparse.Namespace) -> None:
     """Raises UserError for shared flags that contradict each other, or the machine."""
     if args.no_pretrained and args.pretrained_backbone:
         raise UserError("--no_pretrained and --pretrained_backbone contradict each other: give one of them")
+    if args.nesterov and not args.momentum:
+        raise UserError("--nesterov is a kind of momentum: leave it out, or give --momentum")
     if args.compile and args.checkpoint_activations:
         raise UserError("--compile cannot translate what --checkpoint_activations computes again: give one of them")
     available = torch.cuda.device_count()

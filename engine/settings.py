@@ -51,8 +51,9 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
         help="frames: evenly spaced; one per equal segment, random in training; evenly between random ends in training",
     )  # fmt: skip
     group.add_argument(
-        "--flip", choices=["auto", "on", "off"], default="auto",
-        help="mirror training clips half of the time; auto: not when a class name holds left or right",
+        "--flip", choices=["auto", "on", "off", "queries"], default="auto",
+        help="mirror training clips half of the time; auto: not when a class name holds left or right; queries: target clips "
+        "alone, and those of every class",
     )  # fmt: skip
 
     group = parser.add_argument_group("episodes")
@@ -95,9 +96,20 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
     add_optimiser_flags(group, learning_rate=0.001, momentum=0.0, weight_decay=0.0)
     group.add_argument("--opt", choices=["sgd", "adam", "adamw"], default="sgd", help="optimiser")
     group.add_argument(
-        "--sch", nargs="+", type=int, default=[1000000], least=1,
-        help="tasks after which the learning rate falls to a tenth",
+        "--sch", "--lr_steps", nargs="+", type=int, default=[1000000], least=1,
+        help="tasks after which the learning rate changes, to a tenth of what it was or as --lr_factors says",
     )  # fmt: skip
+    group.add_argument(
+        "--lr_factors", nargs="+", type=float, least=0,
+        help="the learning rate after each of --sch, as a part of that at the start; unset: 0.1 0.01 ...",
+    )  # fmt: skip
+    group.add_argument(
+        "--warmup_tasks", type=int, default=0, least=0, help="in which the rate rises evenly from 0, task by task"
+    )
+    group.add_argument(
+        "--backbone_rate", type=float, default=1.0, above=0, help="factor on the learning rate of the backbone"
+    )
+    group.add_argument("--no_norm_decay", action="store_true", help="weight decay leaves out norms and biases")
     group.add_argument(
         "--loss_reduction", choices=["mean", "sum"], default="mean",
         help="over an episode's queries; sum with the rate of the TRX authors equals mean with 25 times that rate",
@@ -198,6 +210,12 @@ def check_args(args: argparse.Namespace) -> None:
     check_common(args)
     if args.momentum and args.opt != "sgd":
         raise UserError(f"--momentum has no effect with --opt {args.opt}: leave it out or use --opt sgd")
+    if args.lr_factors and len(args.lr_factors) != len(args.sch):
+        raise UserError(
+            f"--lr_factors has {len(args.lr_factors)} numbers for {len(args.sch)} of --sch: give one for each"
+        )
+    if args.no_norm_decay and not args.weight_decay:
+        raise UserError("--no_norm_decay has no effect without --weight_decay: leave it out")
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
     check_test_model(args, validates=will_validate(args))

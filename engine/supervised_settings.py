@@ -123,7 +123,6 @@ def build_parser(*, description: str | None = None) -> Parser:
     group.add_argument(
         "--warmup_epochs", type=float, default=0, least=0, help="in which it rises evenly from 0, step by step"
     )
-    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     group.add_argument(
         "--layer_rates", choices=LAYER_RATES, default="uniform",
         help="uniform; tsm: biases learn twice as fast, they and batch norms do not decay; tsm_fc5: and the classifier "
@@ -207,8 +206,6 @@ def check_args(args: argparse.Namespace) -> None:
     check_common(args)
     if args.warmup_epochs > args.epochs > 0:
         raise UserError(f"--warmup_epochs is {args.warmup_epochs}, of {args.epochs} epochs: give fewer")
-    if args.nesterov and not args.momentum:
-        raise UserError("--nesterov is a kind of momentum: leave it out, or give --momentum")
     if args.multi_label and (args.label_smoothing or args.fusion != "logits"):
         raise UserError("--multi_label has neither --label_smoothing nor --fusion probabilities: leave them out")
     if args.frames_per_call and args.bn in ("train", "sync") and args.epochs and not args.test_only:

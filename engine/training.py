@@ -34,11 +34,20 @@ from utils import (
     seed_everything,
 )
 
+TRAINING_ONLY = "aux_classifier."
+"""What names of weights begin with that only training needs, since they tell the training classes apart."""
+
 
 def load_model_state(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Copies a checkpoint's weights into the model; every name and shape must agree."""
+    """Copies a checkpoint's weights into the model; every name and shape must agree, but for what is not tested."""
+    needed = model.state_dict().keys()
+    weights = {
+        name: tensor
+        for name, tensor in checkpoint["model"].items()
+        if name in needed or not name.startswith(TRAINING_ONLY)
+    }
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} does not fit the model: {reason}; give the settings it was trained with") from error

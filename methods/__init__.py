@@ -63,13 +63,14 @@ METHODS: dict[str, type[CNN_FSHead]] = {
 }
 
 
-def build_head(args: argparse.Namespace, *, load_pretrained: bool = True) -> CNN_FSHead:
+def build_head(args: argparse.Namespace, *, load_pretrained: bool = True, num_train_classes: int = 0) -> CNN_FSHead:
     """The method that `args` name, on its own copy of them.
 
     The copy also holds `trans_linear_in_dim`, the backbone's feature width, where classes written for the TRX-style
-    libraries look for it. `load_pretrained=False` leaves the backbone's weights to a checkpoint.
+    libraries look for it, and `num_train_classes`, 0 where nothing is trained. `load_pretrained=False` leaves the
+    backbone's weights to a checkpoint.
     """
-    own_args = argparse.Namespace(**copy.deepcopy(vars(args)))
+    own_args = argparse.Namespace(**copy.deepcopy(vars(args)), num_train_classes=num_train_classes)
     with torch.device("meta"):
         backbone = build_backbone(args.backbone, seq_len=args.seq_len, **args.backbone_options)
         own_args.trans_linear_in_dim = backbone.feature_dim
@@ -110,6 +111,7 @@ def print_list() -> None:
         with torch.device("meta"):
             model = build_head(parser.parse_args(["--method", name, "--no_pretrained"]))
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
-        print(f"  {name:16}{parameters / 1e6:9.2f} M  {(head.__doc__ or '').splitlines()[0]}")
+        kind = "" if head.inductive else "  transductive"
+        print(f"  {name:16}{parameters / 1e6:9.2f} M{kind}  {(head.__doc__ or '').splitlines()[0]}")
     print()
     print_backbones()

@@ -42,13 +42,12 @@ class CNN_Described(CNN_FSHead):
 
 def build_aux_classifier(args: argparse.Namespace, width: int, weight: float) -> nn.Linear | None:
     """A classifier of the training classes; None where it has no weight in the loss, or there are no such classes."""
-    classes = getattr(args, "num_train_classes", 0)
-    return nn.Linear(width, classes) if classes and weight else None
+    return nn.Linear(width, args.num_train_classes) if args.num_train_classes and weight else None
 
 
 def training_class_loss(class_logits: Tensor, task_dict: dict[str, Any]) -> Tensor:
     """Mean cross entropy of the training classes of all videos, support first: logits (..., V, C) or (..., V, S, C)."""
-    classes = torch.cat([task_dict["support_classes"], task_dict["target_classes"]], dim=-1)  # (..., V)
+    classes = torch.cat([task_dict["real_support_labels"], task_dict["real_target_labels"]], dim=-1)  # (..., V)
     if class_logits.ndim > classes.ndim + 1:
         classes = classes[..., None].expand(class_logits.shape[:-1])
     return F.cross_entropy(class_logits.flatten(0, -2), classes.flatten())

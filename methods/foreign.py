@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,13 @@ NEEDS = ("forward", "loss", "distribute_model")
 WITHOUT_EFFECT = {
     "freeze_backbone": False, "checkpoint_activations": False, "frames_per_call": 0, "compile": False, "bn": "train",
     "separate_backbone_calls": False, "backbone_options": {}, "pretrained_backbone": None, "loss_reduction": "mean",
+    "backbone_rate": 1.0, "no_norm_decay": False,
 }  # fmt: skip
+
+
+def parameter_groups(head: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    return [{"params": trained, "weight_decay": weight_decay}] if trained else []
 
 
 def adapted(head: Any, args: argparse.Namespace) -> Any:
@@ -37,7 +44,10 @@ def adapted(head: Any, args: argparse.Namespace) -> Any:
         raise UserError(
             f"--{ignored[0]} has no effect on {args.method}, which does not extend model.CNN_FSHead: leave it out"
         )
-    stated = {"works_on_features": False, "takes_episodes": False, "condenses": False, "reads": "steps"}
+    stated = {
+        "works_on_features": False, "takes_episodes": False, "condenses": False, "reads": "steps", "inductive": None,
+        "loss_needs_pixels": False, "parameter_groups": partial(parameter_groups, head, args.weight_decay),
+    }  # fmt: skip
     for name, value in stated.items():
         if not hasattr(head, name):
             setattr(head, name, value)

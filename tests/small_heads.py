@@ -26,8 +26,7 @@ def build(*flags: str, num_train_classes: int = 0) -> CNN_FSHead:
     settings = ["-c", "unused", "--backbone", "conv4", "--no_pretrained", "--seq_len", str(STEPS)]
     small = ["--trans_linear_out_dim", "24", "--cmn_slots", "3"]
     args = build_parser(METHODS).parse_args([*settings, *small, *flags])
-    args.num_train_classes = num_train_classes
-    return build_head(args).double().eval()
+    return build_head(args, num_train_classes=num_train_classes).double().eval()
 
 
 def stir(head: CNN_FSHead) -> CNN_FSHead:
@@ -70,6 +69,5 @@ def num_parameters(head: CNN_FSHead) -> int:
 def on_meta(*flags: str, num_train_classes: int = 64) -> CNN_FSHead:
     """A head of any size, by default that on ResNet-50, without memory for its weights."""
     args = build_parser(METHODS).parse_args(["-c", "unused", "--no_pretrained", *flags])
-    args.num_train_classes = num_train_classes
     with torch.device("meta"):
-        return build_head(args)
+        return build_head(args, num_train_classes=num_train_classes)

@@ -39,8 +39,7 @@ def build(method: str, *flags: str) -> CNN_FSHead:
         "-c unused --backbone conv4 --no_pretrained --seq_len 4 --trans_linear_out_dim 24 --way 2 --shot 7 --method"
     )
     args = build_parser(METHODS).parse_args([*shlex.split(f"{settings} {method}"), *flags])
-    args.num_train_classes = 5
-    return build_head(args).double().eval()
+    return build_head(args, num_train_classes=5).double().eval()
 
 
 @pytest.fixture(params=[*METHODS, *OPTIONS])
@@ -81,8 +80,8 @@ def task_of(head: CNN_FSHead, target_labels: Tensor = TARGET_LABELS) -> dict[str
     return {
         "support_labels": UNEQUAL[None],
         "target_labels": target_labels[None],
-        "support_classes": TRAINING_CLASSES[UNEQUAL][None],
-        "target_classes": TRAINING_CLASSES[target_labels][None],
+        "real_support_labels": TRAINING_CLASSES[UNEQUAL][None],
+        "real_target_labels": TRAINING_CLASSES[target_labels][None],
         "support_set": support_set,
         "target_set": target_set,
     }

@@ -102,13 +102,16 @@ def test_hyrsm_has_the_parameters_of_the_release(classes, expected):
 def test_every_step_is_classified_among_the_training_classes():
     head = head_of("--hyrsm_aux_weight", "0.4", num_train_classes=6)
     support, labels, target = episode(SHOTS["unequal"])
-    classes = {"support_classes": torch.tensor([3, 5, 0, 3, 5, 5, 3, 5]), "target_classes": torch.tensor([0, 5, 3])}
+    classes = {
+        "real_support_labels": torch.tensor([3, 5, 0, 3, 5, 5, 3, 5]),
+        "real_target_labels": torch.tensor([0, 5, 3]),
+    }
     task = {"target_labels": torch.tensor([1, 2, 0]), **classes}
     assert "class_logits" not in outputs_of(head, support, labels, target)
     outputs = outputs_of(without_dropout(head), support, labels, target)
 
     losses = []
-    for clips, of_clips in ((support, classes["support_classes"]), (target, classes["target_classes"])):
+    for clips, of_clips in ((support, classes["real_support_labels"]), (target, classes["real_target_labels"])):
         for steps, label in zip(literal.encode(head.encoding, head.step_attention, clips), of_clips, strict=True):
             losses += [F.cross_entropy(head.aux_classifier(step), label) for step in steps]
     episodic = F.cross_entropy(literal.hyrsm(head, support, labels, target), task["target_labels"])

@@ -56,8 +56,8 @@ def test_molo_equals_its_equations(labels):
 def task_of(labels: Tensor) -> dict[str, Tensor]:
     return {
         "target_labels": torch.tensor([1, 2, 0]),
-        "support_classes": torch.tensor([3, 5, 0])[labels],
-        "target_classes": torch.tensor([5, 0, 3]),
+        "real_support_labels": torch.tensor([3, 5, 0])[labels],
+        "real_target_labels": torch.tensor([5, 0, 3]),
         "support_set": features(len(labels) * STEPS, 3, 12, 9, seed=3),
         "target_set": features(3 * STEPS, 3, 12, 9, seed=4),
     }
@@ -70,7 +70,7 @@ def test_the_loss_is_the_sum_of_its_parts():
     expected, labels = literal.molo(head, *case), task["target_labels"]
     loss = F.cross_entropy(expected["logits"], labels)
     loss = loss + 0.2 * sum(F.cross_entropy(contrast, labels) for contrast in expected["contrasts"])
-    classes = torch.cat([task["support_classes"], task["target_classes"]])
+    classes = torch.cat([task["real_support_labels"], task["real_target_labels"]])
     loss = loss + 0.3 * F.cross_entropy(head.aux_classifier(expected["pooled"]), classes)
 
     clips = torch.cat([task["support_set"], task["target_set"]]).unflatten(0, (-1, STEPS))
