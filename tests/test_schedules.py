@@ -106,7 +106,9 @@ def test_stored_features_come_with_the_classes_that_frames_come_with(dataset: Pa
 
 def test_a_loss_that_sees_frames_is_not_trained_on_features(dataset: Path, tmp_path: Path, program: Program) -> None:
     flags = ["--method", "molo", "--freeze_backbone", "--backbone", "resnet18", "--img_size", 32]
-    assert "the loss of --method molo sees frames" in program.fails(*tiny_run(dataset, tmp_path / "run", *flags))
+    assert "--molo_reconstruction draws frames and --freeze_backbone trains on features" in program.fails(
+        *tiny_run(dataset, tmp_path / "run", *flags)
+    )
 
 
 @pytest.mark.parametrize(
