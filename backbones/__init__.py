@@ -12,7 +12,10 @@ from typing import Any
 from backbones import blvnet, c3d, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
 from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
+from backbones.huggingface import video_transformer
+from backbones.optional import INSTALL, is_installed
 from backbones.own_code import import_from_file, is_own_code
+from backbones.timm_models import SHORT, timm_model
 from backbones.torchvision_import import torchvision
 from backbones.weights import load_weights, load_weights_file
 from utils import UserError, unknown_name
@@ -22,11 +25,22 @@ __all__ = ["BACKBONES", "Backbone", "FrameBackbone", "build_backbone"]
 
 @dataclasses.dataclass(frozen=True)
 class BackboneEntry:
-    """How to build a backbone, which torchvision weights are its pretrained ones (None: it has none), its usual clip."""
+    """How to build a backbone, which torchvision weights are its pretrained ones (None: it has none), its usual clip, and
+    which package beside torchvision it needs."""
 
     build: Callable[..., Backbone]
     weights: str | None = None
     frames: int = 8
+    package: str = ""
+
+    @property
+    def lacks(self) -> str:
+        """What to do before it can be built, or nothing."""
+        return f"needs {INSTALL}" if self.package and not is_installed(self.package) else ""
+
+
+def of_timm(name: str, size: int | None = None) -> BackboneEntry:
+    return BackboneEntry(partial(timm_model, name, size), package="timm")
 
 
 # ImageNet weights are torchvision's first ones (V1): those the published few-shot figures started from.
@@ -75,7 +89,22 @@ BACKBONES: dict[str, BackboneEntry] = {
     "swin3d_t": BackboneEntry(partial(video.swin3d, "swin3d_t"), "Swin3D_T_Weights.KINETICS400_V1", 32),
     "swin3d_s": BackboneEntry(partial(video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1", 32),
     "swin3d_b": BackboneEntry(partial(video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1", 32),
+    **{name: of_timm(*long) for name, long in SHORT.items()},
 }
+
+
+def entry_of(name: str) -> BackboneEntry:
+    """The entry of a key of BACKBONES, of 'timm:NAME', 'hf:FOLDER', or 'path/to/file.py:function'."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    family, _, rest = name.partition(":")
+    if family == "timm":
+        return of_timm(rest)
+    if family == "hf":
+        return BackboneEntry(partial(video_transformer, rest), weights=rest, package="transformers")
+    if is_own_code(name):
+        return BackboneEntry(import_from_file(name, "backbone"))
+    raise unknown_name("backbone", name, [*BACKBONES, "timm:NAME", "hf:FOLDER"])
 
 
 def build_backbone(
@@ -83,17 +112,15 @@ def build_backbone(
 ) -> Backbone:
     """The backbone `name` for clips of `seq_len` frames.
 
-    name: a key of BACKBONES, or 'path/to/file.py:function' of one's own that takes `seq_len`.
-    pretrained: False for random weights, True for the table's (downloaded once), the path of a file, or torchvision
-    weights by name, such as 'ResNet50_Weights.IMAGENET1K_V2'. inflation: how 2D weights become 3D kernels, see
+    name: a key of BACKBONES, 'timm:NAME' for a network of timm, 'hf:FOLDER' for a video transformer in a Hugging Face
+    folder, or 'path/to/file.py:function' of one's own that takes `seq_len`.
+    pretrained: False for random weights, True for the table's (downloaded once) or the folder's, the path of a file, or
+    torchvision weights by name, such as 'ResNet50_Weights.IMAGENET1K_V2'. inflation: how 2D weights become 3D kernels, see
     weights.load_weights. options: keywords of the backbone's builder.
     """
-    if name in BACKBONES:
-        entry = BACKBONES[name]
-    elif is_own_code(name):
-        entry = BackboneEntry(import_from_file(name, "backbone"))
-    else:
-        raise unknown_name("backbone", name, BACKBONES)
+    entry = entry_of(name)
+    if entry.lacks:
+        raise UserError(f"--backbone {name} needs {entry.package}, which is not installed: {INSTALL}")
     unknown = options.keys() - inspect.signature(entry.build).parameters.keys()
     if unknown:
         raise UserError(f"backbone {name} has no option {', '.join(sorted(unknown))}; see its builder's docstring")
@@ -110,7 +137,7 @@ def build_backbone(
     if pretrained and "_Weights." in pretrained:
         print(load_weights(net, download_weights(pretrained), pretrained, inflation), file=sys.stderr)
     elif pretrained:
-        print(load_weights_file(net, pretrained, inflation), file=sys.stderr)
+        print(load_weights_file(net, pretrained, inflation, backbone.translate), file=sys.stderr)
     return backbone
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import count
+from typing import TypeVar
 
 import torch
 from einops import rearrange, reduce
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from backbones.layers3d import with_right_gradients
 from backbones.passes import ClipPass, recompute_blocks
+from backbones.weight_files import WeightsFile
 from clips.transforms import InputSpec
 from utils import UserError, unknown_name
+
+Choice = TypeVar("Choice", bound=str)
 
 
 class Backbone(nn.Module):
@@ -41,6 +45,10 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.input_spec = input_spec
         self.seq_len = seq_len
+
+    def translate(self, file: WeightsFile) -> dict[str, Tensor]:
+        """The tensors of a file under the names of the network's own; for networks of other packages, and their files."""
+        return file.state
 
     def num_steps(self, seq_len: int) -> int:
         """S for clips of `seq_len` frames. Raises UserError for lengths that the network cannot take."""
@@ -217,7 +225,7 @@ class ClipBackbone(Backbone):
 # What builders share
 
 
-def one_of(kind: str, value: str, allowed: Iterable[str]) -> str:
+def one_of(kind: str, value: Choice, allowed: Iterable[str]) -> Choice:
     """`value`, when it is allowed. Raises UserError with the allowed ones otherwise."""
     if value not in allowed:
         raise unknown_name(kind, value, allowed)

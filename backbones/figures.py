@@ -45,7 +45,7 @@ def measure(name: str, *, frames: int | None = None, size: int | None = None, **
     """
     frames = frames or BACKBONES[name].frames
     with torch.device("meta"):
-        backbone = build_backbone(name, seq_len=frames, **options).eval()
+        backbone = build_backbone(name, seq_len=frames, **options).eval().requires_grad_(False)
         size = size or backbone.input_spec.size
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             _, steps, feature_dim = backbone(torch.empty(1, frames, 3, size, size)).shape
@@ -77,10 +77,10 @@ if __name__ == "__main__":
 
 
 def print_backbones() -> None:
-    """The table's names with what they take and give."""
+    """The table's names with what they take and give, and what some lack here."""
     print("backbones (--backbone): clip, parameters, multiply-accumulates, steps x width of the features")
     for name, cost in figures().items():
         print(
             f"  {name:18}{cost.frames:4} x {cost.size:3} px{cost.parameters / 1e6:9.2f} M{cost.macs / 1e9:9.1f} G"
-            f"{cost.steps:6} x {cost.feature_dim}"
+            f"{cost.steps:6} x {cost.feature_dim:<6}{BACKBONES[name].lacks}".rstrip()
         )

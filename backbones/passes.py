@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,12 +117,10 @@ def recompute_blocks(network: nn.Module) -> None:
         block.forward = partial(_recomputed, block, block.forward)
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Tensor], *args: object) -> Tensor:
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: object, **kwargs: object) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*args)
-    contexts = partial(_contexts, block)
-    result: Tensor = checkpoint(forward, *args, use_reentrant=False, context_fn=contexts)
-    return result
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

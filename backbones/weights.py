@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from backbones.backbone import Added, one_of
-from utils import UserError, load_tensors
+from backbones.weight_files import WeightsFile, read_weights
+from backbones.weight_files import state_dict_in as state_dict_in
+from utils import UserError
 
-# Names under which training programs wrap a state dict, and what belongs to the classifiers on top of a backbone.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+# What belongs to the classifiers on top of a backbone.
 CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
 
 # What a network is called inside what it was trained in.
@@ -87,16 +88,6 @@ class LoadReport:
         )
 
 
-def state_dict_in(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict in what a file held, out of its wrappers."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{source} holds no weights: expected a dict of names and tensors, give a state_dict file")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
 def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflation: str = "mean") -> LoadReport:
     """Copies `state` into `net` by name; classifier tensors of the file may be left over.
 
@@ -132,9 +123,17 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflatio
     return report
 
 
-def load_weights_file(net: nn.Module, path: str | Path, inflation: str = "mean") -> LoadReport:
-    """`load_weights` from a file that torch.save wrote: a state dict, or a checkpoint that holds one."""
-    return load_weights(net, state_dict_in(load_tensors(Path(path)), str(path)), str(path), inflation)
+def load_weights_file(
+    net: nn.Module,
+    path: str | Path,
+    inflation: str = "mean",
+    translate: Callable[[WeightsFile], dict[str, Tensor]] = lambda file: file.state,
+) -> LoadReport:
+    """`load_weights` from a file of any kind that `read_weights` knows.
+
+    translate: gives its tensors under the network's names, where these are not ours to list (see `Backbone.translate`).
+    """
+    return load_weights(net, translate(read_weights(path)), str(path), inflation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

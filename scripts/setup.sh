@@ -13,13 +13,13 @@ if ! "$python_program" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/
 fi
 
 stamp=.venv/installed-$1
-if ! cmp --silent <(cat requirements.txt "$1") "$stamp"; then
+if ! cmp --silent <(cat requirements.txt requirements-foundation.txt "$1") "$stamp"; then
     echo "== Installing the packages of $1 into .venv (some minutes, once)"
     if ! "$python_program" -m venv .venv; then
         echo "error: $python_program cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 2
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
-    cat requirements.txt "$1" > "$stamp"
+    cat requirements.txt requirements-foundation.txt "$1" > "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
