@@ -194,7 +194,7 @@ def test_the_activation_is_read_beside_the_file(kind, quick, tmp_path):
     assert_same(features(built(name, tmp_path, pool="proj")), expected)
     other, wrong = ("timm:vit_base_patch16_clip_224", "quick_gelu") if quick else ("clip_vit_b16", "gelu")
     with pytest.raises(
-        UserError, match=f"is of a network with {wrong}, expected .*: add --backbone_options activation={wrong}"
+        UserError, match=f"network with {wrong}, expected .*: add --backbone_options activation={wrong}"
     ):
         built(other, tmp_path)
     assert_same(features(built(other, tmp_path, pool="proj", activation=activation)), expected)
