@@ -85,6 +85,7 @@ def text_tower(path: str | Path, activation: Activation = "") -> TextTower:
         width=width,
         heads=max(1, width // HEAD_WIDTH),
         layers=len(blocks),
+        mlp_ratio=len(state.get("transformer.resblocks.0.mlp.c_fc.weight", state["ln_final.weight"])) / width,
         output_dim=state["text_projection"].shape[1],
         act_layer=open_clip.model.QuickGELU if found == "quick_gelu" else nn.GELU,
     )
@@ -95,8 +96,15 @@ def text_tower(path: str | Path, activation: Activation = "") -> TextTower:
         raise UserError(
             f"the text tower in {path} does not fit CLIP's ({reason}); give --text_features FILE"
         ) from error
-    scale = float(file.state["logit_scale"].float().exp()) if "logit_scale" in file.state else 100.0
-    return TextTower(net.eval(), open_clip.SimpleTokenizer(), scale)
+    scale = file.state["logit_scale"].float().exp().item() if "logit_scale" in file.state else 100.0
+    return TextTower(net.eval(), tokeniser(), scale)
+
+
+@cache
+def tokeniser() -> Callable[..., Tensor]:
+    """CLIP's byte pairs, whose table open_clip brings along."""
+    made: Callable[..., Tensor] = imported("open_clip", "class text").SimpleTokenizer()
+    return made
 
 
 def text_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class ImageModel(Backbone):
         self.check_activation(file)
         if file.path.suffix == ".npz":
             return self.from_big_vision(file)
-        state = timm_names(file.state, self.net.state_dict())
+        state = timm_names(file.state, self.net)
         convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
         if convert is None:
             return state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils import UserError
 
@@ -57,21 +57,26 @@ EFFICIENTNET = (
     (r"^_conv_head\.", "conv_head."),
     (r"^_bn1\.", "bn2."),
     (r"^_fc\.", "classifier."),
-    (r"\._se_(reduce|expand)\.", r".se.conv_\1."),
-    (r"\._depthwise_conv\.", ".conv_dw."),
 )
+# Layers of its blocks, of those that do not widen first and of those that do.
+SQUEEZE = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+PLAIN = {**SQUEEZE, "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
+EXPANDING = {
+    **SQUEEZE, "_expand_conv": "conv_pw", "_bn0": "bn1", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
 
 
-def timm_names(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under timm's names, as far as it is in transformers' or an EfficientNet's; otherwise without what it was
-    trained in. own: the network's own state dict."""
+def timm_names(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """`state` under the names of `net`, as far as it is in transformers' or an EfficientNet's; otherwise without what it
+    was trained in."""
+    own = net.state_dict()
     state = {re.sub(PREFIXES, "", name): tensor for name, tensor in state.items()}
     if any(re.match(r"(vision_model\.)?embeddings\.patch_embedding\.", name) for name in state):
         return from_clip(state)
     if "embeddings.cls_token" in state:
         return from_dino(state, own)
     if "_conv_stem.weight" in state:
-        return from_efficientnet(state, own)
+        return from_efficientnet(state, net)
     if "storage_tokens" in state:
         return without_zero_biases(state, own)
     return state
@@ -148,21 +153,26 @@ def without_zero_biases(state: dict[str, Tensor], own: dict[str, Tensor]) -> dic
     return result
 
 
-def from_efficientnet(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Blocks in one row, named as in the EfficientNets of lukemelas, in timm's stages."""
-    places = list(dict.fromkeys(match[0] for name in own if (match := re.match(r"blocks\.\d+\.\d+\.", name))))
-    expanding = {int(match[1]) for name in state if (match := re.match(r"_blocks\.(\d+)\._expand_conv\.", name))}
+def from_efficientnet(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Blocks in one row, named as in the EfficientNets of lukemelas, in timm's stages.
+
+    That code adds 0.001 to the variances of batch norms, and most of timm's networks 0.00001: the stored variances take up
+    the difference, so that outputs stay what they were.
+    """
+    stages = [name for name in net.state_dict() if name.startswith("blocks.")]
+    places = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in stages))
+    expanding = {name.split(".")[1] for name in state if name.endswith("._expand_conv.weight")}
 
     def in_stages(name: str) -> str:
-        match = re.match(r"_blocks\.(\d+)\.", name)
-        if match is None or int(match[1]) >= len(places):
+        _, number, *inner = name.split(".")
+        if int(number) >= len(places):
             return name
-        inner = name[match.end() :]
-        if int(match[1]) in expanding:
-            inner = re.sub(r"^_bn(\d)\.", lambda norm: f"bn{int(norm[1]) + 1}.", inner)
-            inner = inner.replace("_expand_conv.", "conv_pw.").replace("_project_conv.", "conv_pwl.")
-        else:
-            inner = inner.replace("_bn", "bn").replace("_project_conv.", "conv_pw.")
-        return places[int(match[1])] + inner
+        table = EXPANDING if number in expanding else PLAIN
+        return ".".join([places[int(number)], table.get(inner[0], inner[0].lstrip("_")), *inner[1:]])
 
-    return renamed({in_stages(name): tensor for name, tensor in state.items()}, EFFICIENTNET)
+    named = {in_stages(name) if name.startswith("_blocks.") else name: tensor for name, tensor in state.items()}
+    named = renamed(named, EFFICIENTNET)
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and f"{name}.running_var" in named:
+            named[f"{name}.running_var"] = named[f"{name}.running_var"] + (1e-3 - module.eps)
+    return named
