@@ -20,10 +20,11 @@ from backbones.backbone import Backbone
 from backbones.optional import imported
 from backbones.timm_names import PREFIXES
 from backbones.weight_files import WeightsFile
-from clips.transforms import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from clips.transforms import IMAGENET_MEAN, IMAGENET_STD, InputSpec, Interpolation
 from utils import UserError, read_json, unknown_name
 
 Triple = tuple[float, float, float]
+PILLOWS_BICUBIC = 3
 
 
 class VideoTransformer(Backbone):
@@ -482,6 +483,7 @@ def from_videomae_v2(content: dict[str, Any]) -> dict[str, Any]:
 
 def input_spec_of(folder: Path, mean: Triple, std: Triple, value_range: float, *, size: int, frames: int) -> InputSpec:
     """What pixels must be like: as the folder's preprocessor says, or where it has none, as its family is published."""
+    interpolation: Interpolation = "bilinear"
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         if not (folder / name).is_file():
             continue
@@ -494,4 +496,5 @@ def input_spec_of(folder: Path, mean: Triple, std: Triple, value_range: float, *
         red, green, blue = (value + offset for value in means)
         mean = (red, green, blue)
         std = tuple(found.get("image_std", IMAGENET_STD)) if normalises else (1.0, 1.0, 1.0)
-    return InputSpec(size=size, mean=mean, std=std, value_range=value_range, frames=frames)
+        interpolation = "bicubic" if found.get("resample") == PILLOWS_BICUBIC else "bilinear"
+    return InputSpec(size=size, mean=mean, std=std, value_range=value_range, frames=frames, interpolation=interpolation)

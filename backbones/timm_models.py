@@ -202,7 +202,12 @@ def timm_model(name: str, size: int | None, /, *, seq_len: int, pool: str = "own
         name=name,
         pool=pool,
         feature_dim=width_of(net, pool, arguments["num_classes"]),
-        input_spec=InputSpec(size=size or cfg["input_size"][-1], mean=tuple(cfg["mean"]), std=tuple(cfg["std"])),
+        input_spec=InputSpec(
+            size=size or cfg["input_size"][-1],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation="bicubic" if cfg["interpolation"] == "bicubic" else "bilinear",
+        ),
         seq_len=seq_len,
         fixed=bool(cfg.get("fixed_input_size")) and not resizes,
         patch=embedding.patch_size[0] if isinstance(embedding, timm.layers.PatchEmbed) else 1,

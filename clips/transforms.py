@@ -24,6 +24,7 @@ from utils import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class InputSpec:
 
     size: side of the square crop, pixels. mean, std: per channel, in the unit of `value_range` and in `colour_order`.
     value_range: pixels are scaled to [0, value_range] before mean and std apply. frames: clip length it was trained with.
+    interpolation: how frames are resized before the crop.
     """
 
     size: int = 224
@@ -40,6 +42,7 @@ class InputSpec:
     colour_order: Literal["rgb", "bgr"] = "rgb"
     value_range: float = 1.0
     frames: int = 8
+    interpolation: Interpolation = "bilinear"
 
     def normalise(self, frames: Tensor) -> Tensor:
         """uint8 RGB frames (..., 3, H, W) -> float32 of the same shape and memory layout, on the frames' device."""
@@ -54,14 +57,14 @@ class InputSpec:
         return dataclasses.replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), value_range=1.0)
 
 
-def resize_short_side(frames: Tensor, short_side: int) -> Tensor:
-    """uint8 (T, 3, H, W) -> the same with the shorter side `short_side`, aspect kept, bilinear with antialiasing."""
+def resize_short_side(frames: Tensor, short_side: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """uint8 (T, 3, H, W) -> the same with the shorter side `short_side`, aspect kept, with antialiasing."""
     height, width = frames.shape[-2:]
     if min(height, width) == short_side:
         return frames
     scale = short_side / min(height, width)
     size = [max(short_side, round(height * scale)), max(short_side, round(width * scale))]
-    return F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+    return F.interpolate(frames, size=size, mode=interpolation, antialias=True)
 
 
 def short_side_for(size: int) -> int:
@@ -91,10 +94,11 @@ class ClipTransform:
     size: int
     train: bool = False
     flip: bool = False
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size), stored channels-last."""
-        clip = resize_short_side(channels_first(frames), short_side_for(self.size))
+        clip = resize_short_side(channels_first(frames), short_side_for(self.size), self.interpolation)
         if not self.train:
             top, left = ((side - self.size) // 2 for side in clip.shape[-2:])
             return clip[..., top : top + self.size, left : left + self.size]

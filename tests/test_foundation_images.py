@@ -10,8 +10,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from backbones import build_backbone
+from backbones import BACKBONES, build_backbone
 from backbones.backbone import Backbone
+from backbones.figures import figures, print_backbones
 from backbones.optional import imported
 from backbones.weight_files import read_weights
 from clips.transforms import IMAGENET_MEAN
@@ -438,9 +439,22 @@ def test_a_network_says_what_pixels_it_wants():
     assert specs["clip_vit_b16"].std == (0.26862954, 0.26130258, 0.27577711)
     assert specs["siglip_b16"].mean == specs["siglip_b16"].std == (0.5, 0.5, 0.5)
     assert specs["dinov2_vit_s14"].mean == IMAGENET_MEAN
+    assert {spec.interpolation for spec in specs.values()} == {"bicubic"}
     assert {name: spec.size for name, spec in specs.items()} == {
         "clip_vit_b16": 224, "siglip_b16": 224, "dinov2_vit_s14": 224, "dinov3_vit_s16": 256,
     }  # fmt: skip
+
+
+# Of timm's own networks without a classifier.
+PARAMETERS = {
+    "clip_vit_b16": 85_799_424, "clip_rn50": 36_218_720, "dinov2_vit_b14": 86_579_712, "dinov3_vit_s16": 21_586_944,
+    "siglip_b16": 92_884_224,
+}  # fmt: skip
+
+
+def test_parameters_are_those_of_timms_networks():
+    """The table's figures, which another test compares with measured ones."""
+    assert {name: figures()[name].parameters for name in PARAMETERS} == PARAMETERS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -485,9 +499,6 @@ def test_frames_of_a_size_that_does_not_fit_are_refused():
 
 
 def test_without_the_packages_names_are_listed_and_asking_for_one_is_a_sentence(monkeypatch, capsys):
-    from backbones import BACKBONES
-    from backbones.figures import print_backbones
-
     monkeypatch.setattr("backbones.is_installed", lambda package: False)
     for name in ("clip_vit_b16", "timm:resnet50"):
         with pytest.raises(

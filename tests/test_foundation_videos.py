@@ -274,7 +274,7 @@ def test_positions_are_interpolated_over_space_and_then_over_time():
             (0.4, 0.5, 0.6),
             1.0,
         ),
-        ("vjepa2", {"do_normalize": False}, (0, 0, 0), (1, 1, 1), 1.0),
+        ("vjepa2", {"do_normalize": False, "resample": 3}, (0, 0, 0), (1, 1, 1), 1.0),
         ("vjepa2", {"do_rescale": False, "do_normalize": False}, (0, 0, 0), (1, 1, 1), 255.0),
     ],
 )
@@ -285,6 +285,7 @@ def test_pixels_are_what_the_folder_says(kind, processor, mean, std, value_range
     spec = built(tmp_path, pretrained=False).input_spec
     assert (spec.mean, spec.std, spec.value_range) == (mean, std, pytest.approx(value_range))
     assert (spec.size, spec.frames) == (SIZE, FRAMES)
+    assert spec.interpolation == ("bicubic" if processor and processor.get("resample") == 3 else "bilinear")
 
 
 @pytest.mark.parametrize("with_file", [True, False])

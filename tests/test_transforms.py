@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -82,14 +84,17 @@ def test_the_shorter_side_becomes_what_was_asked_and_the_aspect_stays(
     assert resized.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("interpolation", "resampling"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
 @pytest.mark.parametrize("short_side", [18, 31, 64])
-def test_resizing_looks_like_that_of_pillow(short_side: int) -> None:
-    """Antialiased bilinear, to within the rounding of its fixed-point arithmetic."""
+def test_resizing_looks_like_that_of_pillow(short_side: int, interpolation: Any, resampling: Any) -> None:
+    """Antialiased, to within the rounding of its fixed-point arithmetic."""
     clip = clip_of()
-    resized = resize_short_side(clip, short_side)
+    resized = resize_short_side(clip, short_side, interpolation)
     for frame, ours in zip(clip, resized, strict=True):
         image = Image.fromarray(frame.permute(1, 2, 0).numpy())
-        wanted = image.resize((ours.shape[2], ours.shape[1]), Image.Resampling.BILINEAR)
+        wanted = image.resize((ours.shape[2], ours.shape[1]), resampling)
         difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted))
         assert difference.max() <= 2
         assert difference.mean() < 0.3
