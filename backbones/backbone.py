@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import TypeVar
 
 import torch
 from einops import rearrange, reduce
@@ -18,8 +17,6 @@ from backbones.passes import ClipPass, recompute_blocks
 from backbones.weight_files import WeightsFile
 from clips.transforms import InputSpec
 from utils import UserError, unknown_name
-
-Choice = TypeVar("Choice", bound=str)
 
 
 class Backbone(nn.Module):
@@ -225,7 +222,7 @@ class ClipBackbone(Backbone):
 # What builders share
 
 
-def one_of(kind: str, value: Choice, allowed: Iterable[str]) -> Choice:
+def one_of(kind: str, value: str, allowed: Iterable[str]) -> str:
     """`value`, when it is allowed. Raises UserError with the allowed ones otherwise."""
     if value not in allowed:
         raise unknown_name(kind, value, allowed)

@@ -117,7 +117,7 @@ def recompute_blocks(network: nn.Module) -> None:
         block.forward = partial(_recomputed, block, block.forward)
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(_contexts, block), **kwargs)

@@ -168,7 +168,9 @@ class ImageModel(Backbone):
         return {name: tensor for name, tensor in net.state_dict().items() if not tensor.isnan().any()}
 
 
-def timm_model(name: str, size: int | None, /, *, seq_len: int, pool: str = "own", activation: str = "") -> ImageModel:
+def timm_model(
+    name: str, size: int | None, /, *, seq_len: int, pool: str = "own", activation: Activation = ""
+) -> ImageModel:
     """timm's network `name` for frames of `size` pixels (None: its own): D is its width, S = T.
 
     pool: what is made of a frame. own: what timm's network gives to its classifier (class token, mean or attention
@@ -211,7 +213,7 @@ def timm_model(name: str, size: int | None, /, *, seq_len: int, pool: str = "own
         seq_len=seq_len,
         fixed=bool(cfg.get("fixed_input_size")) and not resizes,
         patch=embedding.patch_size[0] if isinstance(embedding, timm.layers.PatchEmbed) else 1,
-        activation=one_of("activation", activation or activation_of(name), ACTIVATIONS),
+        activation=activation or activation_of(name),
         activation_given=bool(activation),
     )
 
