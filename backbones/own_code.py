@@ -20,7 +20,8 @@ _files: set[str] = set()  # that were run
 
 
 def is_own_code(reference: str) -> bool:
-    return ":" in reference
+    """Whether a method or backbone is named as path/to/file.py:Name; timm:NAME and hf:FOLDER are no code of a user's."""
+    return ":" in reference and not reference.startswith(("timm:", "hf:"))
 
 
 def path_of(reference: str, kind: str) -> Path:
