@@ -133,6 +133,17 @@ def test_an_archive_holds_the_tensors_that_torch_finds_in_it(archive):
         assert torch.equal(found.state[name], tensor)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_tensors_in_an_archive_may_be_views_of_others(tmp_path):
+    module, whole = nn.Module(), torch.arange(12.0)
+    module.register_buffer("tail", whole[5:])
+    module.register_buffer("columns", whole.reshape(3, 4).T)
+    torch.jit.script(module).save(tmp_path / "views.pt")
+    state = read_weights(tmp_path / "views.pt").state
+    assert torch.equal(state["tail"], whole[5:])
+    assert torch.equal(state["columns"], whole.reshape(3, 4).T)
+
+
 def test_features_of_openais_archive_are_those_that_open_clip_computes(archive):
     reference = clip(DEPTH)
     for tensor in reference.state_dict().values():

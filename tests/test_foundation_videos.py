@@ -134,6 +134,17 @@ def test_other_frames_and_sizes_are_taken_and_the_clip_decides(family):
     assert longer.std() > 0.01
 
 
+def test_v_jepa_2_rotates_by_places_in_the_clip_that_it_gets(tmp_path):
+    """Its weights know no size: at another one features are those of a network that was configured for that."""
+    net = vjepa2()
+    net.save_pretrained(tmp_path)
+    larger = transformers.VJEPA2Model(type(net.config)(**{**net.config.to_dict(), "crop_size": 64}))
+    larger.load_state_dict(net.state_dict())
+    with torch.inference_mode():
+        tokens = larger.eval()(clips(size=64), skip_predictor=True).last_hidden_state
+        assert_same(built(tmp_path)(clips(size=64)), rearrange(tokens, "n (s p) d -> n s p d", p=16).mean(2))
+
+
 def test_every_parameter_gets_a_gradient_also_where_activations_are_computed_again(family):
     _, _, folder = family
     gradients = []

@@ -119,7 +119,7 @@ def test_every_backbone_is_a_sequence_of_blocks_that_hold_its_weights(name):
     inside = [id(parameter) for block in blocks for parameter in block.parameters()]
     assert len(inside) == len(set(inside)), "blocks overlap"
     total = sum(parameter.numel() for parameter in backbone.parameters())
-    assert sum(p.numel() for block in blocks for p in block.parameters()) > 0.98 * total
+    assert sum(p.numel() for block in blocks for p in block.parameters()) > 0.97 * total
     assert len(blocks) >= 4
 
 
