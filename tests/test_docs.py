@@ -122,7 +122,8 @@ def check_command(command: str) -> None:
     command = SLURM.sub("python run.py ", command)
     tool, *words = shlex.split(command, comments=True)
     if tool == "pip":
-        if words != ["install", "-e", "."]:
+        of_file = words[:2] == ["install", "-r"] and (ROOT / " ".join(words[2:])).is_file()
+        if words != ["install", "-e", "."] and not of_file:
             raise UserError(f"not a command of ours: {command}")
     elif tool == "bash":
         if not (ROOT / words[0]).is_file():
