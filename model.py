@@ -22,6 +22,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from backbones import Backbone, build_backbone
+from backbones.adapters import choose_trained
 from utils import UserError, cos_sim
 
 
@@ -80,6 +81,7 @@ class CNN_FSHead(nn.Module):
         self.freeze_backbone = args.freeze_backbone
         if self.freeze_backbone:
             self.backbone.requires_grad_(False)
+        choose_trained(self.backbone, args.train_layers, args.lora)
         self.loss_reduction = args.loss_reduction
 
     @staticmethod

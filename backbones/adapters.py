@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +18,14 @@ from backbones.passes import blocks_of
 from utils import UserError
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def choose_trained(backbone: nn.Module, layers: str | None, rank: int) -> None:
+    """`train_layers`, unset: all, or none where there is a rank for `add_lora`."""
+    if layers or rank:
+        train_layers(backbone, layers or "none")
+    if rank:
+        add_lora(backbone, rank)
 
 
 def train_layers(backbone: nn.Module, which: str) -> None:
@@ -109,15 +116,3 @@ def merged(backbone: nn.Module) -> None:
     for module in attention_maps(backbone):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-
-
-def backbone_groups(model: nn.Module, backbone: nn.Module, factor: float) -> list[dict[str, Any]]:
-    """What an optimiser takes: the trained weights of the backbone, whose learning rate has `factor` as its "lr_mult", and
-    those of the head. A group without weights is left out."""
-    own = {id(parameter) for parameter in backbone.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in own], "name": "backbone", "lr_mult": factor},
-        {"params": [p for p in trained if id(p) not in own], "name": "head", "lr_mult": 1.0},
-    ]
-    return [group for group in groups if group["params"]]

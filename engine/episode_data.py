@@ -60,7 +60,7 @@ def open_episodes(
         else:
             way, shot = (max(ways), max(shots)) if role == "test" else (ways[0], shots[0])
             sizes = {"way": way, "shot": shot, "queries": args.query_per_class_test, "noisy": args.noisy_support}
-            transform = ClipTransform(input_spec.size, train=False, flip=False)
+            transform = ClipTransform(input_spec.size, interpolation=input_spec.interpolation, train=False, flip=False)
         support = dataclasses.replace(transform, flip=transform.flip and args.flip != "queries")
         datasets[role] = VideoDataset(split, transform=transform, support_transform=support, **sizes, **options)
     if args.episodes:
@@ -74,12 +74,12 @@ def training_transform(
     """Random crops and mirror images, but not of videos that are encoded once, nor where a class names a direction."""
     if args.freeze_backbone and model.works_on_features:
         log("the backbone is frozen: each training video is encoded once, from its middle crop, never mirrored")
-        return ClipTransform(input_spec.size, train=False, flip=False)
+        return ClipTransform(input_spec.size, interpolation=input_spec.interpolation, train=False, flip=False)
     directed = split.direction_classes()
     if args.flip == "auto" and directed:
         log(f"training clips are not mirrored: class '{directed[0]}' names a direction (--flip on|off)")
     flip = args.flip in ("on", "queries") or (args.flip == "auto" and not directed)
-    return ClipTransform(input_spec.size, train=True, flip=flip)
+    return ClipTransform(input_spec.size, interpolation=input_spec.interpolation, train=True, flip=flip)
 
 
 def use_sealed_episodes(dataset: VideoDataset, path: Path, num_tasks: int, log: Log) -> None:

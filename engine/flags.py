@@ -133,7 +133,9 @@ def add_optimiser_flags(group: FlagGroup, *, learning_rate: float, momentum: flo
 
 
 def add_backbone_flags(group: FlagGroup, *, default: str) -> None:
-    group.add_argument("--backbone", default=default, help=f"{', '.join(BACKBONES)}, or path/to/file.py:function")
+    group.add_argument(
+        "--backbone", default=default, help=f"{', '.join(BACKBONES)}, timm:NAME, hf:FOLDER, or path/to/file.py:function"
+    )
     group.add_argument(
         "--backbone_options",
         nargs="+",
@@ -144,6 +146,15 @@ def add_backbone_flags(group: FlagGroup, *, default: str) -> None:
     )
     group.add_argument("--pretrained_backbone", "-pt", help="file with backbone weights; unset: ImageNet ones by name")
     group.add_argument("--no_pretrained", action="store_true", help="start the backbone from random weights")
+    group.add_argument(
+        "--train_layers", metavar="all|none|norm|last:N",
+        help="which weights of the backbone are trained: all, none, those of its norms, or of its last N blocks; unset: all, "
+        "or with --lora none",
+    )  # fmt: skip
+    group.add_argument(
+        "--lora", type=int, default=0, least=0, most=1024, metavar="RANK",
+        help="train sums of this rank to the maps inside attention, which stay as they are (Hu et al., ICLR 2022); 0: none",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

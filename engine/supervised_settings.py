@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones import Backbone, build_backbone
+from backbones.adapters import choose_trained
 from backbones.recogniser import LAYER_RATES, Recogniser
 from clips.frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
 from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos
@@ -281,4 +282,5 @@ def build_recogniser(args: argparse.Namespace, num_classes: int, *, load_pretrai
         **args.backbone_options,
     )
     backbone.set_passes(frames_per_call=args.frames_per_call, recompute=args.checkpoint_activations)
+    choose_trained(backbone, args.train_layers, args.lora)
     return Recogniser(backbone, num_classes, dropout=args.dropout, bn=args.bn)

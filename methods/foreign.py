@@ -17,7 +17,7 @@ NEEDS = ("forward", "loss", "distribute_model")
 WITHOUT_EFFECT = {
     "freeze_backbone": False, "checkpoint_activations": False, "frames_per_call": 0, "compile": False, "bn": "train",
     "separate_backbone_calls": False, "backbone_options": {}, "pretrained_backbone": None, "loss_reduction": "mean",
-    "backbone_rate": 1.0, "no_norm_decay": False,
+    "backbone_rate": 1.0, "train_layers": None, "lora": 0, "no_norm_decay": False,
 }  # fmt: skip
 
 

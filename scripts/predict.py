@@ -98,7 +98,7 @@ def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec, fr
     except BadVideo as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"a video could not be read: {reason}; encode it again, or leave it out") from error
-    return ClipTransform(spec.size)(frames, np.random.default_rng())
+    return ClipTransform(spec.size, interpolation=spec.interpolation)(frames, np.random.default_rng())
 
 
 @torch.inference_mode()

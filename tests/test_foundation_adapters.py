@@ -8,7 +8,9 @@ from test_backbones import tiny_mvit
 from torch import nn
 
 from backbones import build_backbone
-from backbones.adapters import add_lora, attention_maps, backbone_groups, main_blocks, merged, train_layers
+from backbones.adapters import NORMS, add_lora, attention_maps, main_blocks, merged, train_layers
+from engine.settings import build_parser
+from methods import METHODS, build_head
 from utils import UserError
 
 pytest.importorskip("timm", reason="needs pip install -r requirements-foundation.txt")
@@ -124,12 +126,25 @@ def test_lora_needs_attention_and_a_rank():
             add_lora(build_backbone("timm:test_vit", seq_len=2), 0)
 
 
-def test_the_backbone_may_learn_at_another_rate():
-    model = nn.Module()
-    model.backbone, model.head = nn.Linear(2, 3), nn.Linear(3, 4)
-    groups = backbone_groups(model, model.backbone, 0.1)
-    assert [(group["name"], group["lr_mult"], sum(p.numel() for p in group["params"])) for group in groups] == [
-        ("backbone", 0.1, 9), ("head", 1.0, 16),
-    ]  # fmt: skip
-    model.backbone.requires_grad_(False)
-    assert [group["name"] for group in backbone_groups(model, model.backbone, 0.1)] == ["head"]
+@pytest.mark.parametrize(
+    ("flags", "trained"),
+    [
+        ([], {"backbone", "head"}),
+        (["--train_layers", "none"], {"head"}),
+        (["--train_layers", "norm"], {"norm", "head"}),
+        (["--lora", "2"], {"low rank", "head"}),
+        (["--lora", "2", "--train_layers", "norm"], {"norm", "low rank", "head"}),
+    ],
+)
+def test_flags_choose_what_is_trained_under_a_head(flags: list[str], trained: set[str]) -> None:
+    network = "--backbone timm:vit_tiny_patch16_224 --no_pretrained --img_size 32 --seq_len 2"
+    argv = ["-c", "unused", "--method", "pal", *network.split()]
+    with torch.device("meta"):
+        head = build_head(build_parser(METHODS).parse_args([*argv, *flags]))
+    norms = {id(p) for module in head.backbone.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    found = set()
+    for name, parameter in head.named_parameters():
+        if parameter.requires_grad:
+            kind = "norm" if id(parameter) in norms else "low rank" if "parametrizations" in name else "backbone"
+            found.add(kind if name.startswith("backbone.") else "head")
+    assert found - ({"norm"} if not flags else set()) == trained
