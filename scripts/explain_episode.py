@@ -42,6 +42,7 @@ from video_reader import VideoDataset
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
+    parser.add_argument("--trust_checkpoint", action="store_true", help="run code from files that the checkpoint names")
     parser.add_argument("--dataset", help="another data set than the checkpoint's")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the data set")
     parser.add_argument("--task", type=int, default=0, least=0, help="number of the episode")
@@ -71,7 +72,9 @@ def check_args(args: argparse.Namespace) -> None:
         check_output(args.gif, "--gif", (".gif",))
 
 
-def open_dataset(args: argparse.Namespace, settings: argparse.Namespace, model: CNN_FSHead, size: int) -> VideoDataset:
+def open_dataset(
+    args: argparse.Namespace, settings: argparse.Namespace, model: CNN_FSHead, spec: InputSpec
+) -> VideoDataset:
     """The episodes that the flags ask for, as the checkpoint's run is tested where they are silent."""
     return VideoDataset(
         Split.open(args.dataset or settings.dataset, args.split, on_bad_video=settings.on_bad_video),
@@ -79,7 +82,7 @@ def open_dataset(args: argparse.Namespace, settings: argparse.Namespace, model: 
         shot=(settings.shot_test or [settings.shot])[0] if args.shot is None else args.shot,
         queries=1,
         seq_len=settings.seq_len,
-        transform=ClipTransform(size),
+        transform=ClipTransform(spec.size, interpolation=spec.interpolation),
         seed=settings.seed if args.seed is None else args.seed,
         sampling=settings.sampling,
         frames_per_step=model.backbone.frames_per_step,
@@ -126,8 +129,8 @@ def episode_of(task: dict[str, Any], dataset: VideoDataset, explanation: dict[st
 
 def explain(args: argparse.Namespace) -> None:
     check_args(args)
-    model, settings, spec = load_head(args.checkpoint)
-    dataset = open_dataset(args, settings, model, spec.size)
+    model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
+    dataset = open_dataset(args, settings, model, spec)
     if args.query >= dataset.way:
         raise UserError(f"--query is {args.query}: expected 0 to {dataset.way - 1}, one query per class")
     source = f"{Path(args.dataset or settings.dataset).name}/{args.split}"

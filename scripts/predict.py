@@ -219,6 +219,7 @@ def write_film(path: Path, source: FrameSource, background: Image.Image) -> None
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
+    parser.add_argument("--trust_checkpoint", action="store_true", help="run code from files that the checkpoint names")
     parser.add_argument("--support", required=True, metavar="DIR", type=Path,
                         help="folder of examples: DIR/<action>/<video file or folder of frames>")  # fmt: skip
     parser.add_argument("--query", required=True, nargs="+", metavar="VIDEO", type=Path,
@@ -243,7 +244,7 @@ def predict(args: argparse.Namespace) -> None:
     actions = Actions(args.support)
     sources = [open_video(path) for path in args.query]
     names = [path.name for path in args.query]
-    model, settings, spec = load_head(args.checkpoint)
+    model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
 
     def clip_of(source: FrameSource) -> Tensor:
         return read_clip(source, settings, spec, model.backbone.frames_per_step)

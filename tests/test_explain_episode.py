@@ -52,7 +52,7 @@ def read(checkpoint: Path, *flags: object) -> tuple[Episode, dict, CNN_FSHead]:
     """The episode that the script draws with these flags, its task and its model."""
     args = explain_episode.parse_args(["--checkpoint", str(checkpoint), *map(str, flags)])
     model, settings, spec = load_head(checkpoint)
-    data = explain_episode.open_dataset(args, settings, model, spec.size)
+    data = explain_episode.open_dataset(args, settings, model, spec)
     task = data[args.task]
     explanation = explain_episode.answer(model, spec, task, data.seq_len)
     return explain_episode.episode_of(task, data, explanation, "an episode"), task, model

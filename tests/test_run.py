@@ -699,6 +699,19 @@ def test_a_bad_frame_is_named_and_the_run_goes_on_once_it_is_mended(
         assert len(rows(folder)) == 4
 
 
+def test_a_test_adds_to_the_curves_of_its_run(own_run: Path, program: Program) -> None:
+    def points() -> dict[str, list[tuple[int, float]]]:
+        board = EventAccumulator(str(own_run / "tensorboard")).Reload()
+        return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+    before = points()
+    assert len(before["train/loss"]) == 2
+    program("-c", own_run, "--test_only", "--shot_test", 3, "--num_workers", 0)
+    after = points()
+    assert {tag: after[tag][: len(values)] for tag, values in before.items()} == before
+    assert len(after["test/accuracy"]) == len(before["test/accuracy"]) + 1
+
+
 def test_a_run_is_not_started_over(own_run: Path, dataset: Path, program: Program) -> None:
     before = (own_run / FINAL).read_bytes()
     assert_says(program.fails(*tiny_run(dataset, own_run)), "already holds a run; add -r .*or give another -c")
