@@ -12,11 +12,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backbones.own_code import blame
 from clips.frame_sources import BadVideo
+from engine.stopping import Terminated
 from utils import UserError
 
-MISTAKE, STOPPED = 2, 130  # exit codes: a user's mistake, and by the shell's custom 128 + the number of SIGINT
+# Exit codes: a user's mistake, and by the shell's custom 128 + the number of the signal that stopped a program.
+MISTAKE, STOPPED, TERMINATED = 2, 130, 143
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -144,21 +148,38 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
-def exit_code(work: Callable[[], int | None], *, after_ctrl_c: str = "stopped") -> int:
-    """Does the work of a script. Returns its exit code: a user's mistake is printed as one sentence, with code 2."""
+def outcome_of(error: BaseException, *, resume: str = "") -> tuple[int | None, str]:
+    """Exit code and sentence of a program that ends by `error`; None as the code of an error that is ours.
+
+    Below the sentence about an error of the user's own code stands its traceback. resume: how a stopped program continues.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return MISTAKE, (
+            f"the GPU's memory is full ({str(error).partition('. ')[0]}): use --precision bf16, --checkpoint_activations, "
+            "--frames_per_call with --bn frozen, or fewer frames, pixels or queries"
+        )
+    if isinstance(error, (UserError, BadVideo)):
+        return MISTAKE, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED, f"stopped{resume}"
+    if isinstance(error, Terminated):
+        return TERMINATED, f"terminated{resume}"
+    sentence = blame(error)
+    return (MISTAKE if sentence else None), sentence or ""
+
+
+def exit_code(work: Callable[[], int | None], *, resume: str = "") -> int:
+    """Does the work of a script. Returns its exit code; see `outcome_of`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or bars gets question marks, not a stack trace
     try:
         return work() or 0
-    except KeyboardInterrupt:
-        print(after_ctrl_c, file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        sentence = str(error) if isinstance(error, (UserError, BadVideo)) else blame(error)
-        if sentence is None:
+    except (Exception, KeyboardInterrupt) as error:
+        code, sentence = outcome_of(error, resume=resume)
+        if code is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return MISTAKE
+        print(f"error: {sentence}" if code == MISTAKE else sentence, file=sys.stderr)
+        return code
 
 
 def check_output(path: Path, flag: str, suffixes: Collection[str]) -> None:

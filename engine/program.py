@@ -14,19 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import torch
-
-from backbones.own_code import blame
-from clips.frame_sources import BadVideo
-from engine.command_line import MISTAKE, STOPPED
+from engine.command_line import MISTAKE, TERMINATED, outcome_of
 from engine.devices import keep_freed_memory
 from engine.flags import first_look
 from engine.processes import Processes
-from engine.stopping import Terminated, Termination
+from engine.stopping import Termination
 from engine.training import Training
-from utils import RunFolder, UserError
-
-TERMINATED = 143  # exit code by the shell's custom: 128 + the number of SIGTERM
+from utils import RunFolder
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
 
@@ -73,7 +67,7 @@ class Program:
         with self._open:
             if error is None:
                 return False
-            code, sentence = outcome_of(error)
+            code, sentence = outcome_of(error, resume="; resume from the last checkpoint with -r")
             if code is None:
                 return False
             self.exit_code = code
@@ -91,24 +85,6 @@ class Program:
         elif self.exit_code == TERMINATED and self.rank > 0:
             return
         print(sentence, file=sys.stderr, flush=True)
-
-
-def outcome_of(error: BaseException) -> tuple[int | None, str]:
-    """Exit code and sentence; None as the code of an error that is ours. Below the sentence about an error of the user's
-    own code stands its traceback."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return MISTAKE, (
-            f"the GPU's memory is full ({str(error).partition('. ')[0]}): use --precision bf16, --checkpoint_activations, "
-            "--frames_per_call with --bn frozen, or fewer frames, pixels or queries"
-        )
-    if isinstance(error, (UserError, BadVideo)):
-        return MISTAKE, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED, "stopped; resume from the last checkpoint with -r"
-    if isinstance(error, Terminated):
-        return TERMINATED, "terminated; resume from the last checkpoint with -r"
-    sentence = blame(error)
-    return (MISTAKE if sentence else None), sentence or ""
 
 
 def resumed_if_restarted(argv: list[str]) -> list[str]:

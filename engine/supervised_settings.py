@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,17 +193,20 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
         replaced = DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ()
         for name in (*replaced, *(["class_names"] if early.test_only else [])):
             saved.pop(name, None)
-        return build_parser(description=description)
+        parser = build_parser(description=description)
+        unset.update({action.dest: action.default for action in parser.flags()})
+        return parser
 
+    unset: dict[str, Any] = {}
     decisive = ["--dataset", "--train_list", "--val_list", "--test_list"]
     args = parse_run(argv, parser_of, decisive=decisive)
     if not args.list:
-        check_args(args)
+        check_args(args, unset)
     return args
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that contradict each other."""
+def check_args(args: argparse.Namespace, unset: Mapping[str, Any]) -> None:
+    """Raises UserError for flags that contradict each other. unset: what flags are that nobody gave."""
     check_common(args)
     if args.warmup_epochs > args.epochs > 0:
         raise UserError(f"--warmup_epochs is {args.warmup_epochs}, of {args.epochs} epochs: give fewer")
@@ -224,9 +227,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("expected either --dataset, a folder of classes, or --train_list, --val_list and --test_list")
     if has_lists and not args.root:
         raise UserError("lists name videos from a folder on: give it with --root")
-    defaults = {action.dest: action.default for action in build_parser().flags()}
     for name in ("format",) if has_lists else LIST_FLAGS:
-        if getattr(args, name) != defaults[name]:
+        if getattr(args, name) != unset[name]:
             raise UserError(f"--{name} is for {'--dataset' if has_lists else 'lists of videos'}: leave it out")
     check_test_model(args, validates=bool(args.epochs and args.val_freq and has_split(args, "val")))
 

@@ -21,8 +21,9 @@ from jobs import ROOT, finish, free_port, job, wait_for, workers_of
 from torch import nn
 
 import run
+from engine.command_line import TERMINATED
 from engine.processes import Processes, RunningStatistics
-from engine.program import TERMINATED, resumed_if_restarted
+from engine.program import resumed_if_restarted
 from utils import FINAL, LATEST, load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor-interval=0.1"]

@@ -17,8 +17,8 @@ from run_folders import live_many_lives, results, rows
 from supervised_runs import curves, supervised_run
 
 import run_supervised
+from engine.command_line import TERMINATED
 from engine.processes import Processes
-from engine.program import TERMINATED
 from engine.row_store import RowStore
 from engine.view_calls import ViewCalls
 from results.view_scores import ViewScores

@@ -15,7 +15,7 @@ from conftest import tiny_run
 from jobs import ROOT
 
 import run
-from engine.program import TERMINATED
+from engine.command_line import TERMINATED
 from engine.stopping import Termination
 from utils import LATEST, load_checkpoint
 
