@@ -44,6 +44,7 @@ from methods import METHODS, build_head, print_list
 from model import CNN_FSHead, distribute
 from results.drawing import episode_picture
 from results.evaluation import Predictions, Tally
+from results.marks import marks, origin
 from results.report import write_report
 from utils import UserError, accuracy_interval, is_time, load_checkpoint, seed_everything, versions, write_json
 from video_reader import VideoDataset
@@ -284,12 +285,15 @@ class Learner(Training):
         with self.calls.feature_store(dataset) as store:
             predictions = self.evaluate(dataset, self.args.num_val_tasks, store)
         accuracy, ci95 = accuracy_interval(predictions.episode_accuracies)
-        split = dataset.split.name
-        warning = "  (on the TEST split: not comparable)" if self.args.val_on_test else ""
+        args, split = self.args, dataset.split.name
+        labels = marks({**vars(args), "selected_on": "test" if args.val_on_test else "nothing"})
+        how = [f"{args.num_val_tasks} tasks", *labels]
+        warning = "; on the TEST split: not comparable" if args.val_on_test else ""
         sentence = (
-            f"validation after {self.progress.tasks_done} tasks: {accuracy:.2f} +/- {ci95:.2f} % on {split}{warning}"
+            f"validation after {self.progress.tasks_done} tasks: {accuracy:.2f} +/- {ci95:.2f} % on {split}  "
+            f"({', '.join(how)}{warning})"
         )
-        return Validation(split, accuracy, sentence, ci95)
+        return Validation(split, accuracy, sentence, ci95, labels)
 
     def evaluate(self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None) -> Predictions:
         """Answers the first `num_tasks` episodes, each process its share, and merges the answers."""
@@ -322,25 +326,7 @@ class Learner(Training):
         load_model_state(self.model, checkpoint, checkpoint_path)
         tasks_done = checkpoint["progress"]["tasks_done"]
         ways, shots = ways_and_shots(args)
-        sizes: list[dict[str, Any]] = []
-        predictions: list[Predictions] = []
-        with self.calls.feature_store(dataset) as store:
-            for way, shot in [(way, shot) for way in ways for shot in shots]:
-                sized = dataset.narrowed(way, shot)
-                predictions.append(self.evaluate(sized, args.num_test_tasks, store))
-                plans = (sized.plan(index) for index in range(args.num_test_tasks))
-                size = {
-                    "way": way, "shot": shot, **predictions[-1].summary(), "episodes": episodes_fingerprint(plans)
-                }  # fmt: skip
-                sizes.append(size)
-                self.run.log(
-                    f"test: {size['accuracy']:.2f} +/- {size['ci95']:.2f} %  ({way}-way {shot}-shot, "
-                    f"{args.num_test_tasks} tasks, {args.method} on {args.backbone}, {checkpoint_path.name} after "
-                    f"{tasks_done} tasks)"
-                )
-        validations = checkpoint["progress"]["validations"]
-        results = {
-            **sizes[0],
+        about = {
             "tasks": args.num_test_tasks,
             "seed": args.seed,
             "queries_per_class": args.query_per_class_test,
@@ -353,13 +339,31 @@ class Learner(Training):
             "inductive": self.model.inductive,
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
-            "checkpoint_tasks": tasks_done,
-            "selected_on": "nothing" if not validations else "test" if checkpoint["args"]["val_on_test"] else "val",
+            **origin(checkpoint),
             "precision": args.precision,
-            "sizes": sizes,
-            "versions": versions(),
         }
+        labels = marks(about)
+        sizes: list[dict[str, Any]] = []
+        predictions: list[Predictions] = []
+        with self.calls.feature_store(dataset) as store:
+            for way, shot in [(way, shot) for way in ways for shot in shots]:
+                sized = dataset.narrowed(way, shot)
+                predictions.append(self.evaluate(sized, args.num_test_tasks, store))
+                plans = (sized.plan(index) for index in range(args.num_test_tasks))
+                size = {
+                    "way": way, "shot": shot, **predictions[-1].summary(), "episodes": episodes_fingerprint(plans)
+                }  # fmt: skip
+                sizes.append(size)
+                how = [
+                    f"{way}-way {shot}-shot", f"{args.num_test_tasks} tasks", f"{args.method} on {args.backbone}",
+                    f"{checkpoint_path.name} after {tasks_done} tasks", *labels,
+                ]  # fmt: skip
+                self.run.log(f"test: {size['accuracy']:.2f} +/- {size['ci95']:.2f} %  ({', '.join(how)})")
+        results = {**sizes[0], **about, "marks": labels, "sizes": sizes, "versions": versions()}
         self.write_results(results, predictions[0])
+        for size in sizes:  # a curve of its own for each kind of number
+            kind = ", ".join([f"{size['way']}-way {size['shot']}-shot", f"{args.num_test_tasks} tasks", *labels])
+            self.run.scalars(tasks_done, **{f"test/{name}, {kind}": size[name] for name in ("accuracy", "ci95")})
         if results["selected_on"] == "test":
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
         chance = 100 / ways[0]
@@ -368,7 +372,6 @@ class Learner(Training):
                 f"this is close to chance ({chance:.0f} %): expected after few tasks from random weights; train longer, or "
                 "start from pretrained weights"
             )
-        self.run.scalars(tasks_done, test__accuracy=results["accuracy"], test__ci95=results["ci95"])
 
     def write_results(self, results: dict[str, Any], predictions: Predictions) -> None:
         if not self.run.writes:

@@ -44,6 +44,7 @@ from engine.program import Program
 from engine.supervised_settings import build_recogniser, has_split, open_videos, parse_args, sampling_of
 from engine.training import Progress, Training, Validation, load_model_state
 from engine.view_calls import ViewCalls
+from results.marks import marks
 from results.view_scores import ViewScores, in_words, save_predictions
 from utils import BEST, FINAL, UserError, is_time, load_checkpoint, load_tensors, seed_everything, versions, write_json
 
@@ -384,9 +385,10 @@ class Trainer(Training):
             "precision": args.precision,
             "versions": versions(),
         }
+        results["marks"] = marks(results)
         if self.run.writes:
             self.retire_results()
-            scores.save(self.run.path / "scores.npz")
+            dataclasses.replace(scores, marks=results["marks"]).save(self.run.path / "scores.npz")
             save_predictions(
                 self.run.path / "predictions.csv",
                 scores.videos,
@@ -396,9 +398,8 @@ class Trainer(Training):
                 scores.confidence(args.fusion),
             )
             write_json(self.run.path / "results.json", results)  # last: its presence says that the test is done
-        self.run.log(
-            f"test on {self.tested}: {in_words(found)}  ({args.backbone}, {results['protocol']}, {checkpoint_path.name})"
-        )
+        how = ", ".join([args.backbone, results["protocol"], checkpoint_path.name, *results["marks"]])
+        self.run.log(f"test on {self.tested}: {in_words(found)}  ({how})")
         if chosen:
             self.run.log("this checkpoint was CHOSEN ON THESE VIDEOS: a figure to publish is that of the final one, -m")
 

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -199,7 +199,7 @@ def _without_odd_numbers(content: Any) -> Any:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"could not read {path} as JSON ({error}); restore it or start a new run folder") from error
 
 
@@ -208,6 +208,25 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     text = csv_text(columns, rows)
     with atomic_write(path) as file:
         file.write(text.encode(errors="surrogateescape"))
+
+
+def read_csv(path: Path, columns: Collection[str]) -> Iterator[dict[str, str]]:
+    """The rows of a table that has these columns, and perhaps more. Raises ValueError, in words, for another or a cut one."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = file.read()
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval="")
+        found = reader.fieldnames or []
+        if not set(columns) <= set(found):
+            raise ValueError(f"its first line is '{','.join(found)[:60]}', expected columns {', '.join(columns)}")
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut")
+        for row in reader:
+            if "" in row:
+                raise ValueError(f"line {reader.line_num} has more than {len(found)} cells")
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"{error}") from error
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = True) -> str:
@@ -383,23 +402,35 @@ class RunFolder:
             return
         unknown = set(values) - set(self.columns)
         assert not unknown, f"log.csv has no column {unknown}"
-        self._append("log.csv", csv_text(self.columns, [values], header=False))
+        is_new = self.rows_size() == 0  # it may have been taken away from under the run
+        self._append("log.csv", csv_text(self.columns, [values], header=is_new))
 
     def rows_size(self) -> int:
-        """Bytes in log.csv now; a checkpoint keeps it so that rows written after it can be taken back."""
-        return (self.path / "log.csv").stat().st_size if self.writes else 0
+        """Bytes in log.csv now, 0 where there is none; a checkpoint keeps it so that rows written after it can be taken
+        back."""
+        path = self.path / "log.csv"
+        return path.stat().st_size if self.writes and path.exists() else 0
 
     def rewind_rows(self, size: int) -> None:
-        """Cuts log.csv back to `size` bytes; 0 leaves just the header."""
+        """Cuts log.csv back to `size` bytes; 0 leaves just the header.
+
+        Where the file is gone or was cut, its whole rows stay, and a warning says that others are lost. One that does not
+        begin with the header is kept under another name.
+        """
         if not self.writes:
             return
         path = self.path / "log.csv"
-        if size == 0:
-            write_csv(path, self.columns, [])
-            return
-        rows = path.read_bytes() if path.exists() else b""
+        header = csv_text(self.columns, []).encode()
+        found = path.read_bytes()[:size] if path.exists() else b""
+        rows = found[: found.rfind(b"\n") + 1]
+        if len(rows) < size:
+            self.log("warning: log.csv is gone or was cut: rows of before this resume are lost")
+        if rows and not rows.startswith(header):
+            self.log("warning: log.csv does not begin with the names of its columns: a new one is begun")
+            self.retire("log.csv")
+            rows = b""
         with atomic_write(path) as file:
-            file.write(rows[:size])
+            file.write(rows or header)
 
     def scalars(self, tasks_done: int, **values: float) -> None:
         """Adds to TensorBoard's curves, over the number of finished tasks. Names have '__' for '/'."""

@@ -84,12 +84,14 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a validation found. Accuracy and its interval in percent; columns: more of its row in log.csv."""
+    """What a validation found. Accuracy and its interval in percent; marks: what makes them other than ordinary ones, see
+    results/marks.py; columns: more of its row in log.csv."""
 
     split: str
     accuracy: float
     sentence: str
     ci95: float | None = None
+    marks: Sequence[str] = ()
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -281,7 +283,8 @@ class Training:
         exact = {name: repr(figure) for name, figure in figures.items()}
         self.run.row(**{f"{self.unit}s": done}, split=found.split, **exact, **found.columns)
         self.run.log(f"{found.sentence}{', the best so far' if is_best else ''}")
-        self.run.scalars(done, **{f"{found.split}__{name}": figure for name, figure in figures.items()})
+        curves = {", ".join([f"{found.split}/{name}", *found.marks]): figure for name, figure in figures.items()}
+        self.run.scalars(done, **curves)
         if is_best:
             self.save(BEST)
         self.save(LATEST)

@@ -24,6 +24,7 @@ from results.charts import (
     sizes_figure,
 )
 from results.evaluation import Predictions
+from results.marks import marks
 from results.style import DARK, LIGHT, house_style, svg
 from utils import atomic_write, printable, read_json, write_csv
 
@@ -35,7 +36,7 @@ HERE = Path(__file__).parent
 RESULT_COLUMNS = (
     "method", "backbone", "dataset", "split", "way", "shot", "accuracy", "ci95", "class_interval_low",
     "class_interval_high", "calibration_error", "tasks", "queries_per_class", "noisy_support", "seed", "checkpoint",
-    "checkpoint_tasks", "selected_on", "episodes",
+    "checkpoint_tasks", "selected_on", "episodes", "precision", "marks",
 )  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def write_report(run_folder: Path, results: Mapping[str, Any], predictions: Pred
     args.json and command.txt are shown where they exist. Whatever stops a figure or the page is an Exception, and no half
     a page is left; numbers that are to outlive it are to be written before.
     """
-    write_csv(run_folder / "results.csv", RESULT_COLUMNS, ({**results, **size} for size in results["sizes"]))
+    rows = ({**results, **size, "marks": "; ".join(marks(results))} for size in results["sizes"])
+    write_csv(run_folder / "results.csv", RESULT_COLUMNS, rows)
     page = report_page(run_folder, results, predictions)
     with atomic_write(run_folder / "report.html") as file:
         file.write(page.encode())
@@ -58,6 +60,7 @@ def report_page(run_folder: Path, results: Mapping[str, Any], predictions: Predi
     with house_style():
         return template.render(
             results=results,
+            marks=marks(results),
             dataset=Path(results["dataset"]).name,
             sizes=sorted(results["sizes"], key=lambda size: (size["way"], size["shot"])),
             drawings=drawings(results, predictions),

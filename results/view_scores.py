@@ -6,7 +6,6 @@ Letters: V videos, A views of each (crops times clips), C classes, L most labels
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class ViewScores:
     """logits float32 (V, A, C) of the views of `videos`; labels int64 (V, L), -1 where there is none.
 
     Views are crop after crop, and of each crop clip after clip: A = num_crops * num_clips. protocol: how they were taken,
-    in words. multi_label: a video may have any number of labels.
+    in words. multi_label: a video may have any number of labels. marks: what else is to be known, see results/marks.py.
     """
 
     videos: list[str]
@@ -35,11 +34,29 @@ class ViewScores:
     num_crops: int
     num_clips: int
     multi_label: bool = False
+    marks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         expected = (len(self.videos), self.num_crops * self.num_clips, len(self.classes))
         if self.logits.shape != expected:
             raise ValueError(f"logits are {self.logits.shape}, expected {expected}")
+
+    def check(self) -> None:
+        """Raises ValueError for what no test leaves, in the words of what is wrong."""
+        if not self.logits.size:
+            raise ValueError(f"logits are {self.logits.shape}, which are none")
+        if not np.issubdtype(self.logits.dtype, np.floating):
+            raise ValueError(f"logits are of type {self.logits.dtype}, expected float32")
+        if not all(isinstance(name, str) for name in (*self.videos, *self.classes)):
+            raise ValueError("names of videos and classes are no text")
+        if not np.isfinite(self.logits).all():
+            video = int(np.argmin(np.isfinite(self.logits).all(axis=(1, 2))))
+            raise ValueError(f"a logit of '{self.videos[video]}' is infinite or not a number")
+        labels = self.labels
+        if labels.ndim != 2 or len(labels) != len(self.videos) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected a row of integers for each video")
+        if labels.size and not -1 <= labels.min() <= labels.max() < len(self.classes):
+            raise ValueError(f"labels are {labels.min()} to {labels.max()}, of {len(self.classes)} classes")
 
     def views(self, crops: Sequence[int] | None = None, clips: Sequence[int] | None = None) -> ViewScores:
         """Only these crops of these clips, counted from 0; unset: all. Raises UserError for one that there is not."""
@@ -82,14 +99,15 @@ class ViewScores:
                 num_crops=np.array(self.num_crops),
                 num_clips=np.array(self.num_clips),
                 multi_label=np.array(self.multi_label),
+                marks=np.array(self.marks, dtype=str),
             )
 
     @classmethod
     def load(cls, path: Path) -> ViewScores:
-        """Raises UserError when there is no such file, or it is another."""
+        """Raises UserError when there is no such file, when it is another, or damaged. An old one has no marks."""
         try:
             with np.load(path) as file:
-                return cls(
+                scores = cls(
                     videos=file["videos"].tolist(),
                     classes=file["classes"].tolist(),
                     labels=file["labels"],
@@ -98,11 +116,15 @@ class ViewScores:
                     num_crops=int(file["num_crops"]),
                     num_clips=int(file["num_clips"]),
                     multi_label=bool(file["multi_label"]),
+                    marks=file["marks"].tolist() if "marks" in file else (),
                 )
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            scores.check()
+        except Exception as error:  # any kind: the reader follows whatever damaged bytes say until it stumbles
+            reason = f"{error}".partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"could not read scores from {path} ({error}): expected scores.npz of a test by run_supervised.py"
+                f"could not read scores from {path} ({reason}): expected scores.npz of a test by run_supervised.py"
             ) from error
+        return scores
 
 
 def fuse(logits: np.ndarray, fusion: str = "logits", weights: Sequence[float] | None = None) -> np.ndarray:

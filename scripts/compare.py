@@ -2,17 +2,23 @@
 
     python scripts/compare.py runs/tsn runs/trx runs/otam                  a table in the terminal
     python scripts/compare.py runs/* --against runs/tsn --out comparison   and as Markdown, LaTeX, CSV and a picture
+    python scripts/compare.py runs/tsn/results_1.json runs/trx             an earlier test of a run
 
 On the same episodes, two methods find the same ones hard: the interval of their paired difference is narrower than their
 own intervals suggest. An episode is won by the run that recognises more of its queries. Differences are on the first way
 and shot of each run, whose answers predictions.csv holds; accuracies at further sizes are shown where all runs have them.
+
+A run may have been tested several times: its earlier tests are results_1.json, results_2.json, ... The latest are compared,
+or where these do not fit together, the tests of the runs that do. What makes a test other than an ordinary one is said with
+its numbers: noisy support, chosen on test, untrained, sealed episodes, precision.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
+import json
+import os
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -25,9 +31,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.command_line import Parser, arguments, exit_code
 from results.drawing import save_picture
+from results.marks import CHOSEN_ON_TEST, after, marks
 from results.style import LIGHT, SERIES, house_style
 from results.terminal import Row, terminal_table
-from utils import UserError, accuracy_interval, atomic_write, printable, read_json, write_csv
+from utils import UserError, accuracy_interval, atomic_write, printable, read_csv, read_json, write_csv
 
 # What decides the episodes of a test, and the flag that sets it.
 EPISODE_SETTINGS = {
@@ -44,21 +51,52 @@ EPISODE_SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A tested run: results.json, and the accuracy of each episode in percent, (E,)."""
+class Test:
+    """One test of a run: the file of its results, and what that holds."""
 
-    name: str
     path: Path
     results: dict[str, Any]
+
+    @property
+    def episodes(self) -> tuple[str, str, int]:
+        """Equal for tests on the same episodes, noise included."""
+        return self.results["split_fingerprint"], self.results["episodes"], self.results["tasks"]
+
+    @property
+    def marks(self) -> list[str]:
+        return marks(self.results)
+
+    @property
+    def predictions(self) -> Path:
+        """The answers of a results_1.json are in predictions_1.csv."""
+        return self.path.with_name(f"predictions{self.path.stem.removeprefix('results')}.csv")
+
+    def __str__(self) -> str:
+        results = self.results
+        how = [f"{results['way']}-way {results['shot']}-shot", f"{results['tasks']} tasks", *self.marks]
+        return after(self.path.name, [*how, str(results.get("checkpoint"))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in a comparison: a test, and the accuracy of each of its episodes in percent, (E,)."""
+
+    name: str
+    test: Test
     accuracies: np.ndarray
 
     @property
-    def chosen_on_test(self) -> bool:
-        return self.results["selected_on"] == "test"
+    def results(self) -> dict[str, Any]:
+        return self.test.results
 
-    @property
-    def marked_name(self) -> str:
-        return f"{self.name} †" if self.chosen_on_test else self.name
+    def labelled(self, runs: Sequence[Run], gap: str = " ") -> str:
+        """Its name with the marks that not all of the runs have; those of all are among the conditions."""
+        return after(self.name, [mark for mark in self.test.marks if mark not in common_marks(runs)], gap)
+
+
+def common_marks(runs: Sequence[Run]) -> list[str]:
+    """What is to be known of every one of the runs."""
+    return [mark for mark in runs[0].test.marks if all(mark in run.test.marks for run in runs)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,30 +122,124 @@ class Difference:
         return abs(self.points) > self.ci95
 
 
-def read_run(path: Path, name: str) -> Run:
-    """A run folder's test. Raises UserError when there is none."""
-    if not (path / "results.json").is_file():
+def files_of(path: Path) -> list[Path]:
+    """The results of the tests in a run folder, the latest first; or the one file that was named. Raises UserError where
+    there is none."""
+    if os.path.isfile(path):  # unlike pathlib's, it takes what cannot be looked at for no file
+        return [path]
+    numbered = {file: file.stem.removeprefix("results_") for file in path.glob("results_*.json")}
+    earlier = sorted((int(number), file) for file, number in numbered.items() if number.isdecimal())
+    latest = path / "results.json"
+    if not os.path.isfile(latest):
         raise UserError(f"{path} holds no results.json: expected the folder of a run that was tested (-c of run.py)")
-    run = Run(name, path, read_json(path / "results.json"), episode_accuracies(path / "predictions.csv"))
-    if len(run.accuracies) < 2:
-        raise UserError(f"{path} was tested on one episode, which tells nothing: raise --num_test_tasks")
-    return run
+    return [latest, *(file for _, file in reversed(earlier))]
 
 
-def episode_accuracies(path: Path) -> np.ndarray:
-    """Percent of the queries of each episode that were recognised, (E,), from predictions.csv."""
+def read_test(path: Path) -> Test:
+    """The results in a file. Raises UserError where they are not those of a test by run.py, or damaged."""
+    results = read_json(path)
+    if isinstance(results, dict) and "views" in results:
+        raise UserError(
+            f"{path} is of run_supervised.py, whose tests scripts/fuse_scores.py compares: expected run.py's"
+        )
+    if wrong := wrong_in(results):
+        raise UserError(
+            f"{path} holds no results of run.py ({wrong}): restore it, or test the run again with --test_only"
+        )
+    return Test(path, results)
+
+
+def wrong_in(results: Any) -> str | None:
+    """What is not as in the results.json of a test, in words."""
+    if not isinstance(results, dict):
+        return "it is no object"
+    sizes = results.get("sizes")
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, dict) for size in sizes):
+        return "it has no 'sizes'"
+    percentages = ["accuracy", "class_interval_low", "class_interval_high", "calibration_error"]
+    if results.get("tasks") != 1:  # the interval of a single episode is null
+        percentages.append("ci95")
+    checks = [
+        (results, ["split", "dataset", "split_fingerprint", "selected_on"], is_text, "text"),
+        (results, ["tasks", "queries_per_class"], is_count, "1 or more"),
+    ]
+    for content in (results, *sizes):
+        checks.append((content, ["episodes"], is_text, "text"))
+        checks.append((content, ["way", "shot"], is_count, "1 or more"))
+        checks.append((content, percentages, is_percentage, "0 to 100"))
+    for content, names, fits, expected in checks:
+        for name in names:
+            if not fits(content.get(name)):
+                return f"'{name}' is {json.dumps(content.get(name))[:40]}, expected {expected}"
+    return None
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def is_percentage(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 100
+
+
+def read_run(test: Test, name: str) -> Run:
+    """A test with its answers. Raises UserError where they do not belong to its results."""
+    results = test.results
+    if results["tasks"] < 2:
+        raise UserError(f"{test.path} is of one episode, which tells nothing: raise --num_test_tasks")
+    accuracies = episode_accuracies(test.predictions, results["tasks"], results["way"] * results["queries_per_class"])
+    if abs(accuracies.mean() - results["accuracy"]) > 1e-6:
+        raise UserError(
+            f"{test.path} says {results['accuracy']:.4f} %, and of {test.predictions.name} {accuracies.mean():.4f} % are "
+            "right: one of them is damaged or of another test; test the run again with --test_only"
+        )
+    return Run(name, test, accuracies)
+
+
+def episode_accuracies(path: Path, tasks: int, queries: int) -> np.ndarray:
+    """Percent of the queries of each episode that were recognised, (E,), from predictions.csv: `queries` rows a task."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            answers = [(int(row["task"]), row["true"] == row["predicted"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"could not read {path} ({error!r}): test the run again with --test_only") from error
-    tasks, right = np.array(answers).T
-    return 100 * np.bincount(tasks, right) / np.bincount(tasks)
+        rows = [
+            (int(row["task"]), row["true"] == row["predicted"], float(row["confidence"]))
+            for row in read_csv(path, ("task", "true", "predicted", "confidence"))
+        ]
+        if len(rows) != tasks * queries or any(row[0] != place // queries for place, row in enumerate(rows)):
+            raise ValueError(f"expected {queries} rows for each of {tasks} tasks in their order, {len(rows)} are there")
+        if not all(is_percentage(100 * confidence) for *_, confidence in rows):
+            raise ValueError("expected confidences from 0 to 1")
+    except (OSError, ValueError) as error:
+        raise UserError(f"could not read {path} ({error}): test the run again with --test_only") from error
+    return 100 * np.reshape([right for _, right, _ in rows], (tasks, queries)).mean(axis=1)
+
+
+def choose_tests(paths: Sequence[Path], names: Sequence[str]) -> list[Test]:
+    """Of each run one test, all on the same episodes: the latest ones if these fit together, else those that do.
+
+    The latest ones also where none fit. Raises UserError where it is open which are meant.
+    """
+    files = [files_of(path) for path in paths]
+    latest = [read_test(own[0]) for own in files]
+    if len({test.episodes for test in latest}) == 1:
+        return latest
+    tests = [[read_test(file) for file in own] for own in files]
+    shared = set.intersection(*({test.episodes for test in own} for own in tests))
+    fitting = [[test for test in own if test.episodes in shared] for own in tests]
+    for name, own in zip(names, fitting, strict=True):
+        if len(own) > 1:
+            raise UserError(
+                f"the latest tests are not of the same episodes, and {name} has {len(own)} that fit those of the others: "
+                f"{', '.join(map(str, own))}; name one instead of the folder, as {own[0].path}"
+            )
+    return [own[0] for own in fitting] if shared else latest
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as few as tell them apart."""
-    resolved = [path.resolve() for path in paths]
+    resolved = [Path(os.path.realpath(path)) for path in paths]
     for depth in range(1, 1 + max(len(path.parts) for path in resolved)):
         names = ["/".join(path.parts[-depth:]) for path in resolved]
         if len(set(names)) == len(names):
@@ -115,27 +247,29 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     raise UserError("a run was named twice: expected different run folders")
 
 
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest names of the folders; of the files where two are of one folder."""
+    folders = [path.parent if os.path.isfile(path) else path for path in paths]
+    return short_names(folders if len(set(map(os.path.realpath, folders))) == len(paths) else paths)
+
+
 def check_same_episodes(runs: Sequence[Run]) -> None:
     """Raises UserError naming the runs whose episodes are not those of the first, and what makes them equal."""
     first, *others = runs
-    different = [run for run in others if fingerprints(run) != fingerprints(first)]
+    different = [run for run in others if run.test.episodes != first.test.episodes]
     if not different:
         return
     reasons = []
     for key, flag in EPISODE_SETTINGS.items():
-        values = {str(run.results[key]): None for run in (first, *different)}
+        values = {str(run.results.get(key)): None for run in (first, *different)}
         if len(values) > 1:
             reasons.append(f"{key} is {' and '.join(values)} ({flag})")
     names = ", ".join(run.name for run in different)
     raise UserError(
         f"{names} {'was' if len(different) == 1 else 'were'} not tested on the episodes of {first.name}: "
         f"{'; '.join(reasons) or 'they were drawn differently'}; test them again with --test_only and the same data, "
-        "--seed, --way_test, --shot_test and --num_test_tasks, or with one --episodes FILE for all"
+        "--seed, --way_test, --shot_test, --num_test_tasks and --noisy_support, or with one --episodes FILE for all"
     )
-
-
-def fingerprints(run: Run) -> tuple[str, str, int]:
-    return run.results["split_fingerprint"], run.results["episodes"], run.results["tasks"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +280,7 @@ def accuracy_table(runs: Sequence[Run], against: Run) -> list[Row]:
     """The main table, the best run first: accuracies, and how each differs from `against`."""
     table = [["run", "accuracy, %", f"minus {against.name}", "win / tie / loss"]]
     for run in sorted(runs, key=lambda run: -run.results["accuracy"]):
-        row = [run.marked_name, with_interval(run.results)]
+        row = [run.labelled(runs), with_interval(run.results)]
         if run is against:
             row += ["", ""]
         else:
@@ -165,7 +299,7 @@ def sizes_table(runs: Sequence[Run]) -> list[Row]:
     if len(common) < 2:
         return []
     rows = [
-        [run.marked_name, *(with_interval(sizes[key]) for key in common)]
+        [run.labelled(runs), *(with_interval(sizes[key]) for key in common)]
         for run, sizes in zip(runs, tested, strict=True)
     ]
     return [["run", *(f"{way}-way {shot}-shot" for way, shot, _ in common)], *rows]
@@ -175,20 +309,29 @@ def with_interval(result: dict[str, Any]) -> str:
     return f"{result['accuracy']:.2f} ± {result['ci95']:.2f}"
 
 
-def conditions(run: Run) -> str:
-    """What was tested, in words."""
-    results = run.results
-    return (
-        f"{results['way']}-way {results['shot']}-shot, {results['tasks']:,} episodes of "
-        f"{printable(Path(results['dataset']).name)}/{results['split']}, chance {100 / results['way']:.0f} %"
-    )
+def conditions(runs: Sequence[Run]) -> str:
+    """What was tested, in words, with what is to be known of every run."""
+    results, labels = runs[0].results, common_marks(runs)
+    episodes = f"{results['tasks']:,} episodes of {printable(Path(results['dataset']).name)}/{results['split']}"
+    size = f"{results['way']}-way {results['shot']}-shot"
+    return f"{size}, {episodes}, chance {100 / results['way']:.0f} %{'; all: ' if labels else ''}{', '.join(labels)}"
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
     lines = ["± is the 95 % interval over episodes; differences are paired, * excludes zero"]
-    if any(run.chosen_on_test for run in runs):
-        lines.append("† checkpoint chosen on the test split: comparable with nothing")
+    if any(CHOSEN_ON_TEST in run.test.marks for run in runs):
+        lines.append(f"{CHOSEN_ON_TEST}: the checkpoint is the best on the test split, comparable with nothing")
     return lines
+
+
+def choices(paths: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+    """Which test was taken of each run that has several."""
+    counts = [len(files_of(path)) for path in paths]
+    return [
+        f"{run.name} has {count} tests, this is {run.test}; to choose, name the file"
+        for run, count in zip(runs, counts, strict=True)
+        if count > 1
+    ]
 
 
 def markdown_table(table: Sequence[Row]) -> str:
@@ -197,10 +340,11 @@ def markdown_table(table: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 
 
-def latex_table(table: Sequence[Row]) -> str:
-    """A tabular with the rules of booktabs, for a paper."""
+def latex_table(table: Sequence[Row], foot: Sequence[str] = ()) -> str:
+    """A tabular with the rules of booktabs, for a paper. foot: lines that stay with the numbers."""
     lines = [" & ".join(latex(cell.strip()) for cell in row) + r" \\" for row in table]
-    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+    below = [rf"\multicolumn{{{len(table[0])}}}{{l}}{{\footnotesize {latex(line)}}} \\" for line in foot]
+    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", *below])
     return f"\\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}\n{body}\n\\end{{tabular}}"
 
 
@@ -216,19 +360,31 @@ def latex(text: str) -> str:
 def write_runs(runs: Sequence[Run], path: Path) -> None:
     """A row for each run and size, with all its numbers."""
     columns = ["run", "method", "backbone", "way", "shot", "tasks", "accuracy", "ci95", "class_interval_low",
-               "class_interval_high", "calibration_error", "selected_on", "episodes"]  # fmt: skip
-    rows = ({"run": run.name, **run.results, **size} for run in runs for size in run.results["sizes"])
+               "class_interval_high", "calibration_error", "noisy_support", "precision", "checkpoint", "checkpoint_tasks",
+               "selected_on", "episodes", "marks", "file"]  # fmt: skip
+    rows = (
+        {"run": run.name, **run.results, **size, "marks": "; ".join(run.test.marks), "file": run.test.path.name}
+        for run in runs
+        for size in run.results["sizes"]
+    )
     write_csv(path, columns, rows)
 
 
 def write_differences(runs: Sequence[Run], path: Path) -> None:
     """A row for each pair of runs: the first minus the second."""
-    columns = ["run", "minus", *(field.name for field in dataclasses.fields(Difference))]
+    fields = [field.name for field in dataclasses.fields(Difference)]
     pairs = (
-        {"run": run.name, "minus": other.name, **dataclasses.asdict(Difference.between(run, other))}
+        {
+            **dataclasses.asdict(Difference.between(run, other)),
+            "tasks": len(run.accuracies),
+            "run": run.name,
+            "marks": "; ".join(run.test.marks),
+            "minus": other.name,
+            "marks_of_minus": "; ".join(other.test.marks),
+        }
         for run, other in combinations(runs, 2)
     )
-    write_csv(path, columns, pairs)
+    write_csv(path, ["run", "minus", *fields, "tasks", "marks", "marks_of_minus"], pairs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,9 +396,11 @@ def draw_comparison(runs: Sequence[Run], against: Run, path: Path) -> None:
     from matplotlib.figure import Figure
 
     ordered = sorted(runs, key=lambda run: run.results["accuracy"])
+    labels = [run.labelled(runs, "\n") for run in ordered]
+    row = 0.5 if any("\n" in label for label in labels) else 0.36
     colours = {run.name: SERIES[i % len(SERIES)] for i, run in enumerate(runs)}
     with house_style():
-        figure = Figure((8.2, 1.3 + 0.36 * len(runs)), layout="constrained")
+        figure = Figure((8.2, 1.3 + row * len(runs)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for y, run in enumerate(ordered):
             style = {"fmt": "o", "color": colours[run.name], "markersize": 6, "capsize": 3, "elinewidth": 1.6}
@@ -251,13 +409,13 @@ def draw_comparison(runs: Sequence[Run], against: Run, path: Path) -> None:
                 difference = Difference.between(run, against)
                 right.errorbar(difference.points, y, xerr=difference.ci95, **style)
         right.axvline(0, color=LIGHT["quiet"], linewidth=0.9)
-        left.set_yticks(range(len(ordered)), [run.marked_name for run in ordered])
+        left.set_yticks(range(len(ordered)), labels)
         left.set(title="Accuracy", xlabel="%", ylim=(-0.6, len(ordered) - 0.4))
         right.set(title=f"Paired difference from {against.name}", xlabel="percentage points")
         for axes in (left, right):
             axes.grid(axis="x")
             axes.spines["left"].set_visible(False)
-        figure.supxlabel(f"{conditions(against)}; bars are 95 % intervals", fontsize=8, color=LIGHT["quiet"])
+        figure.supxlabel(f"{conditions(runs)}; bars are 95 % intervals", fontsize=8, color=LIGHT["quiet"])
         save_picture(figure, path)
 
 
@@ -268,14 +426,12 @@ def draw_comparison(runs: Sequence[Run], against: Run, path: Path) -> None:
 def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
     """comparison.md, .tex, .csv and .png, and differences.csv with every pair of runs."""
     tables = [table for table in (accuracy_table(runs, against), sizes_table(runs)) if table]
-    footer = "\n".join(notes(runs))
+    tested, remarks = conditions(runs), notes(runs)
     texts = {
         "comparison.md": "\n\n".join(
-            [f"**{conditions(against)}**", *map(markdown_table, tables), footer.replace("*", "\\*")]
+            [f"**{tested}**", *map(markdown_table, tables), "\n".join(remarks).replace("*", "\\*")]
         ),
-        "comparison.tex": "\n\n".join(
-            [f"% {conditions(against)}; {footer}".replace("\n", "; "), *map(latex_table, tables)]
-        ),
+        "comparison.tex": "\n\n".join(latex_table(table, [tested, *remarks]) for table in tables),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +447,13 @@ def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders (-c of run.py) that were tested")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=Path,
+        help="run folders (-c of run.py) that were tested, or a results.json of one",
+    )
     parser.add_argument(
         "--against", metavar="RUN", type=Path, help="the run that others are compared with; unset: the first"
     )
@@ -301,17 +463,19 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace) -> None:
     paths = [*args.runs]
-    if args.against is not None and args.against.resolve() not in [path.resolve() for path in paths]:
+    against = os.path.realpath(args.against or paths[0])
+    if against not in map(os.path.realpath, paths):
         paths.insert(0, args.against)
     if len(paths) < 2:
         raise UserError("one run cannot be compared: name two or more run folders")
-    runs = [read_run(path, printable(name)) for path, name in zip(paths, short_names(paths), strict=True)]
+    names = [printable(name) for name in run_names(paths)]
+    runs = [read_run(test, name) for test, name in zip(choose_tests(paths, names), names, strict=True)]
     check_same_episodes(runs)
-    place = 0 if args.against is None else [path.resolve() for path in paths].index(args.against.resolve())
-    print(f"{conditions(runs[0])}\n\n{terminal_table(accuracy_table(runs, runs[place]))}\n")
+    place = [os.path.realpath(path) for path in paths].index(against)
+    print(f"{conditions(runs)}\n\n{terminal_table(accuracy_table(runs, runs[place]))}\n")
     if sizes := sizes_table(runs):
         print(f"{terminal_table(sizes)}\n")
-    print("\n".join(notes(runs)))
+    print("\n".join([*notes(runs), *choices(paths, runs)]))
     if args.out is not None:
         write_comparison(runs, runs[place], args.out)
         print(f"\nwrote comparison.md, .tex, .csv, .png and differences.csv to {args.out}")

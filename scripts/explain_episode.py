@@ -34,8 +34,9 @@ from model import CNN_FSHead
 from results.drawing import PICTURE_SUFFIXES
 from results.episode_picture import draw_episode
 from results.films import write_answer_film
+from results.marks import after, marks, origin
 from results.panels import Episode
-from utils import UserError
+from utils import UserError, load_checkpoint
 from video_reader import VideoDataset
 
 
@@ -135,8 +136,9 @@ def explain(args: argparse.Namespace) -> None:
         raise UserError(f"--query is {args.query}: expected 0 to {dataset.way - 1}, one query per class")
     source = f"{Path(args.dataset or settings.dataset).name}/{args.split}"
     title = f"task {args.task} of {source}, seed {dataset.seed}, answered by {settings.method} on {settings.backbone}"
-    if args.noisy_support:
-        title += f"; noisy support, {args.noisy_support} of {dataset.shot} in each class"
+    # The checkpoint's precision is not among the marks: an episode is always answered in float32.
+    labels = marks({**origin(load_checkpoint(args.checkpoint)), "noisy_support": args.noisy_support})
+    title = after(title, labels)
 
     task = dataset[args.task]
     episode = episode_of(task, dataset, answer(model, spec, task, dataset.seq_len), title)
@@ -148,7 +150,8 @@ def explain(args: argparse.Namespace) -> None:
         write_answer_film(args.gif, episode.target[args.query], true=names[0], answer=names[1], probability=share)
     right = int((episode.probabilities.argmax(axis=1) == episode.labels).sum())
     written = " and ".join(str(path) for path in (args.out, args.gif) if path)
-    print(f"{settings.method} answers {right} of {len(episode.labels)} queries of task {args.task}; wrote {written}")
+    answers = f"{settings.method} answers {right} of {len(episode.labels)} queries of task {args.task}"
+    print(f"{after(answers, labels)}; wrote {written}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

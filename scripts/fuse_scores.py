@@ -28,6 +28,7 @@ import numpy as np
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.command_line import Parser, arguments, check_output, exit_code
+from results.marks import CHOSEN_ON_THESE, after
 from results.terminal import Row, terminal_table
 from results.view_scores import (
     FUSIONS,
@@ -43,16 +44,22 @@ from results.view_scores import (
 from scripts.compare import short_names, with_interval
 from utils import UserError, write_csv, write_json
 
+MOST_VIEWS = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file of scores: its weight among the others, which views of it were taken, and what they say, (V, C)."""
+    """A file of scores: its weight among the others, which views of it were taken, and what they say, (V, C).
+
+    marks: what is to be known of its test, see results/marks.py.
+    """
 
     name: str
     path: Path
     weight: float
     views: str
     protocol: str
+    marks: list[str]
     scores: np.ndarray
 
 
@@ -82,6 +89,11 @@ class Ensemble:
         return f"mean of {self.fusion} of {' + '.join(parts)}"
 
     @property
+    def marks(self) -> list[str]:
+        """What is to be known of any member is to be known of what they say together."""
+        return list(dict.fromkeys(mark for member in self.members for mark in member.marks))
+
+    @property
     def has_labels(self) -> bool:
         return bool((self.labels >= 0).any())
 
@@ -100,6 +112,8 @@ class Ensemble:
                 "the same order, of one data set"
             )
         place = {video: place for place, video in enumerate(scores.videos)}
+        if len(place) < len(scores.videos):
+            raise UserError(f"{path} has a video twice, and videos are matched by name: expected a list with each once")
         absent, beside = (
             sorted(set(one).difference(other)) for one, other in ((self.videos, place), (place, self.videos))
         )
@@ -156,9 +170,11 @@ def read_ensemble(
             raise UserError(f"{path}: {error}") from error
         if ensemble is None:
             ensemble = Ensemble([], whole.videos, whole.classes, whole.labels, whole.multi_label, fusion)
-        scores = taken.fused(fusion)[ensemble.order_of(whole, path)]
+        scores = taken.fused(fusion)
+        if len(paths) > 1:
+            scores = scores[ensemble.order_of(whole, path)]
         views = f"{taken.logits.shape[1]} of {whole.logits.shape[1]}"
-        ensemble.members.append(Member(name, path, weight, views, whole.protocol, scores))
+        ensemble.members.append(Member(name, path, weight, views, whole.protocol, list(whole.marks), scores))
     assert ensemble is not None
     return ensemble
 
@@ -169,9 +185,12 @@ def read_ensemble(
 
 def accuracy_table(ensemble: Ensemble) -> list[Row]:
     """A row for each member, and for several of them one for what they say together."""
-    rows = [(member.name, f"{member.weight:g}", member.views, member.scores) for member in ensemble.members]
+    rows = [
+        (after(member.name, member.marks), f"{member.weight:g}", member.views, member.scores)
+        for member in ensemble.members
+    ]
     if len(rows) > 1:
-        rows.append(("fused", "", "", ensemble.scores))
+        rows.append((after("fused", ensemble.marks), "", "", ensemble.scores))
     measures = (
         ["mean average precision, %"] if ensemble.multi_label else ["top-1, %", "top-5, %", "mean over classes, %"]
     )
@@ -226,10 +245,12 @@ def results(ensemble: Ensemble) -> dict[str, Any]:
                 "weight": member.weight,
                 "views": member.views,
                 "protocol": member.protocol,
+                "marks": member.marks,
                 **ensemble.summary_of(member.scores),
             }
             for member in ensemble.members
         ],
+        "marks": ensemble.marks,
         "fused": ensemble.summary_of(ensemble.scores),
     }
 
@@ -245,6 +266,7 @@ def fused_scores(ensemble: Ensemble) -> ViewScores:
         num_crops=1,
         num_clips=1,
         multi_label=ensemble.multi_label,
+        marks=ensemble.marks,
     )
 
 
@@ -257,7 +279,10 @@ def index_range(word: str) -> range:
     first, dash, last = word.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise argparse.ArgumentTypeError(f"'{word}' is no number and no range of numbers, such as 2 or 0-4")
-    return range(int(first), int(last if dash else first) + 1)
+    numbers = range(int(first), int(last if dash else first) + 1)
+    if numbers.stop > MOST_VIEWS:
+        raise argparse.ArgumentTypeError(f"'{word}' is beyond the {MOST_VIEWS:,} views that a test can have")
+    return numbers
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -312,7 +337,9 @@ def fuse_scores(args: argparse.Namespace) -> None:
     else:
         print("none of them has a label, so there is no accuracy\n")
     for member in ensemble.members:
-        print(f"{member.name}: {member.protocol}")
+        print(f"{member.name}: {', '.join([member.protocol, *member.marks])}")
+    if CHOSEN_ON_THESE in ensemble.marks:
+        print(f"\n{CHOSEN_ON_THESE}: too good, a figure to publish is that of final checkpoints (--test_only -m)")
     if args.json:
         write_json(args.json, results(ensemble))
     if args.csv:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tiny_run
 
@@ -40,4 +42,29 @@ class Script:
 def untrained(dataset: Path, folder: Path, method: str, *flags: object) -> Path:
     """A run that tests a method as it is initialised; returns its folder."""
     assert run.main(tiny_run(dataset, folder, "-i", 0, "--method", method, *flags)) == 0
+    return folder
+
+
+def write_run(folder: Path, right: list[list[int]], number: int | None = None, **changes: object) -> Path:
+    """A run whose queries were answered right (1) or wrong (0), a list for each episode, two classes in each."""
+    folder.mkdir(parents=True)
+    return write_test(folder, right, number, **changes)
+
+
+def write_test(folder: Path, right: list[list[int]], number: int | None = None, **changes: object) -> Path:
+    """A test in its run folder: of several the one with this number, or the latest."""
+    accuracies = 100 * np.mean(right, axis=1)
+    size = {
+        "way": 2, "shot": 1, "accuracy": accuracies.mean(), "ci95": 1.5, "class_interval_low": 1, "class_interval_high": 2,
+        "calibration_error": 3, "episodes": changes.pop("episodes", "abc"),
+    }  # fmt: skip
+    results = {
+        **size, "tasks": len(right), "seed": 0, "queries_per_class": len(right[0]) // 2, "noisy_support": 0, "split": "test",
+        "dataset": "data/small", "split_fingerprint": "def", "sealed_episodes": None, "method": "tsn", "backbone": "conv4",
+        "selected_on": "val", "sizes": [size], **changes,
+    }  # fmt: skip
+    suffix = "" if number is None else f"_{number}"
+    (folder / f"results{suffix}.json").write_text(json.dumps(results))
+    rows = [f"{task},v,run,{'run' if hit else 'sit'},0.5" for task, hits in enumerate(right) for hit in hits]
+    (folder / f"predictions{suffix}.csv").write_text("\n".join(["task,video,true,predicted,confidence", *rows]) + "\n")
     return folder

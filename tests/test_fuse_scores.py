@@ -231,6 +231,38 @@ def test_fused_scores_are_a_file_like_others(tmp_path: Path, script: Script, fus
     np.testing.assert_allclose(later, at_once, rtol=1e-5, atol=1e-6)
 
 
+def test_marks_of_members_are_kept(tmp_path: Path, script: Script) -> None:
+    marked = dataclasses.replace(random_scores(1), marks=["chosen on these videos", "bf16"])
+    paths = [saved(marked, tmp_path / "a.npz"), saved(random_scores(2), tmp_path / "b.npz")]
+    out = script(*paths, "--out", tmp_path / "ab.npz", "--json", tmp_path / "ab.json")
+    for line in ("a.npz (chosen on these videos, bf16)", "fused (chosen on these videos, bf16)"):
+        assert sum(words.startswith(line) for words in out.splitlines()) == 2, "in both parts of the table"
+    assert "a.npz: test 1, chosen on these videos, bf16" in out
+    assert "b.npz: test 2\n" in out
+    assert "chosen on these videos: too good" in out
+    found = json.loads((tmp_path / "ab.json").read_text())
+    assert [member["marks"] for member in found["members"]] == [["chosen on these videos", "bf16"], []]
+    assert found["marks"] == ["chosen on these videos", "bf16"]
+    again = script(tmp_path / "ab.npz", "--crops", 0)
+    assert "ab.npz (chosen on these videos, bf16)" in again
+    assert "chosen" not in script(paths[1])
+
+
+def test_a_file_of_before_there_were_marks_says_nothing(tmp_path: Path, script: Script) -> None:
+    path = saved(random_scores(1), tmp_path / "a.npz")
+    with np.load(path) as file:
+        np.savez(tmp_path / "old.npz", **{name: file[name] for name in file.files if name != "marks"})
+    assert ViewScores.load(tmp_path / "old.npz").marks == ()
+    assert "old.npz: test 1" in script(tmp_path / "old.npz").splitlines()
+
+
+def test_a_video_that_is_there_twice_cannot_be_matched(tmp_path: Path, script: Script) -> None:
+    twice = dataclasses.replace(random_scores(1), videos=[*random_scores(1).videos[:-1], "v0"])
+    paths = [saved(twice, tmp_path / "a.npz"), saved(random_scores(2), tmp_path / "b.npz")]
+    assert "a.npz has a video twice" in script.fails(*paths)
+    script(paths[0])
+
+
 def test_a_run_folder_stands_for_its_scores(tmp_path: Path, script: Script) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()

@@ -141,6 +141,20 @@ def test_a_checkpoint_chosen_on_test_is_stamped(tmp_path: Path) -> None:
     assert "Chosen on the test split" in page_of(tmp_path, predictions, selected_on="test")
 
 
+def test_what_is_to_be_known_of_the_figures_stands_by_them(tmp_path: Path) -> None:
+    predictions = predictions_of(["jump", "run"])
+    page = Page(page_of(tmp_path, predictions, noisy_support=2, checkpoint_tasks=0, precision="bf16"))
+    place = page.text.index("2 noisy shots")
+    assert page.text[place : place + 3] == ["2 noisy shots", "untrained", "bf16"]
+    assert page.text[place - 3].startswith("66.67") or page.text[place - 2].startswith("66.67")  # the accuracy is above
+    assert page.text[0] == "trx on resnet18: 66.67 % (2 noisy shots, untrained, bf16)"  # the page's title
+    with open(tmp_path / "results.csv", newline="", encoding="utf-8") as file:
+        assert [row["marks"] for row in csv.DictReader(file)] == ["2 noisy shots; untrained; bf16"]
+    ordinary = Page(page_of(tmp_path, predictions))
+    assert "untrained" not in " ".join(ordinary.text)
+    assert ("class", "marks") not in ordinary.attributes
+
+
 def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     classes = ["<script>alert(1)</script>", 'Pushing $x_1$ & "co"', "überholen 走る"]
     page = Page(page_of(tmp_path, predictions_of(classes), dataset="<i>data</i>", method="my<u>.py:Head"))

@@ -1,0 +1,56 @@
+"""What a reader of a number has to know of it: short labels that go with it wherever it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CHOSEN_ON_TEST, CHOSEN_ON_THESE = "chosen on test", "chosen on these videos"
+
+
+def marks(results: Mapping[str, Any]) -> list[str]:
+    """Labels of whatever makes a test other than an ordinary one; none of an ordinary test.
+
+    results: the content of a results.json of either program, of any age: what it does not hold is not said. Labels are
+
+    1 noisy shot              of the support videos of each class, so many show other classes (--noisy_support)
+    chosen on test            the checkpoint is the best on the test split (--val_on_test): comparable with nothing
+    chosen on these videos    the checkpoint is the best on the very videos that it was tested on
+    untrained                 no task or step of the run has trained it; its weights may still come from elsewhere
+    sealed episodes           they were read from a file (--episodes)
+    2 videos left out         they could not be read (--on_bad_video skip)
+    bf16, fp16                the precision, where it is not fp32
+    """
+    noisy, left_out, precision = (results.get(name) for name in ("noisy_support", "left_out", "precision"))
+    chosen_on = results.get("selected_on")
+    trained = results.get("checkpoint_tasks", results.get("checkpoint_steps"))
+    labels = {
+        counted(noisy or 0, "noisy shot"): noisy,
+        CHOSEN_ON_TEST: chosen_on == "test",
+        CHOSEN_ON_THESE: chosen_on == "val" == results.get("split"),
+        "untrained": trained == 0,
+        "sealed episodes": results.get("sealed_episodes"),
+        f"{counted(left_out or 0, 'video')} left out": left_out,
+        f"{precision}": precision not in (None, "fp32"),
+    }
+    return [label for label, holds in labels.items() if holds]
+
+
+def origin(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint of run.py, what `marks` looks at: how many tasks have trained it, and what it was chosen on."""
+    progress = checkpoint["progress"]
+    chosen_on = "test" if checkpoint["args"].get("val_on_test") else "val"
+    return {
+        "checkpoint_tasks": progress["tasks_done"],
+        "selected_on": chosen_on if progress["validations"] else "nothing",
+    }
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def after(text: str, labels: Iterable[str], gap: str = " ") -> str:
+    """A text with labels in parentheses behind it, where there are any."""
+    words = ", ".join(labels)
+    return f"{text}{gap}({words})" if words else text
