@@ -47,8 +47,9 @@ class ViewScores:
             raise ValueError(f"logits are {self.logits.shape}, which are none")
         if not np.issubdtype(self.logits.dtype, np.floating):
             raise ValueError(f"logits are of type {self.logits.dtype}, expected float32")
-        if not all(isinstance(name, str) for name in (*self.videos, *self.classes)):
-            raise ValueError("names of videos and classes are no text")
+        for names in (self.videos, self.classes):
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("names of videos and classes are no list of texts")
         if not np.isfinite(self.logits).all():
             video = int(np.argmin(np.isfinite(self.logits).all(axis=(1, 2))))
             raise ValueError(f"a logit of '{self.videos[video]}' is infinite or not a number")

@@ -127,11 +127,11 @@ def files_of(path: Path) -> list[Path]:
     there is none."""
     if os.path.isfile(path):  # unlike pathlib's, it takes what cannot be looked at for no file
         return [path]
-    numbered = {file: file.stem.removeprefix("results_") for file in path.glob("results_*.json")}
-    earlier = sorted((int(number), file) for file, number in numbered.items() if number.isdecimal())
     latest = path / "results.json"
     if not os.path.isfile(latest):
         raise UserError(f"{path} holds no results.json: expected the folder of a run that was tested (-c of run.py)")
+    numbered = {file: file.stem.removeprefix("results_") for file in path.glob("results_*.json")}
+    earlier = sorted((int(number), file) for file, number in numbered.items() if number.isdecimal())
     return [latest, *(file for _, file in reversed(earlier))]
 
 

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,7 +159,7 @@ def read_ensemble(
     """
     ensemble: Ensemble | None = None
     for given, name, weight in zip(paths, short_names(paths), weights, strict=True):
-        path = given / "scores.npz" if given.is_dir() else given
+        path = given / "scores.npz" if os.path.isdir(given) else given
         whole = ViewScores.load(path)
         if whole.multi_label and fusion != "logits":
             raise UserError(

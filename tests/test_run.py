@@ -155,7 +155,7 @@ def test_tensorboard_shows_curves_and_a_picture(finished: Path) -> None:
     every = ("train/loss", "train/accuracy", "train/learning_rate", "val/accuracy", "val/ci95",
              "seconds_per_task/data", "seconds_per_task/compute")  # fmt: skip
     assert {tag: curves.get(tag) for tag in every} == dict.fromkeys(every, [2, 4])
-    assert {"test/accuracy", "test/ci95"} <= curves.keys()
+    assert {f"test/{name}, 2-way 1-shot, 3 tasks" for name in ("accuracy", "ci95")} <= curves.keys()
     losses = [float(row["loss"]) for row in rows(finished) if row["loss"]]
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses)
     (picture,) = (event for tag in board.Tags()["images"] for event in board.Images(tag))
@@ -346,13 +346,39 @@ def test_validating_on_test_is_stamped_on_every_result(
 ) -> None:
     out = program(*tiny_run(dataset, tmp_path / "run", "--val_on_test"))
     assert splits_read["validate"] == {"test"}
-    assert "on test  (on the TEST split: not comparable)" in out
+    assert "on test  (2 tasks, chosen on test; on the TEST split: not comparable)" in out
     assert "CHOSEN ON THE TEST SPLIT" in out
     assert {row["split"] for row in rows(tmp_path / "run")} == {"train", "test"}
     assert results(tmp_path / "run")["selected_on"] == "test"
     out = program("-c", tmp_path / "later", "--test_only", "-m", tmp_path / "run" / FINAL, "--num_workers", 0)
     assert "CHOSEN ON THE TEST SPLIT" in out
     assert results(tmp_path / "later")["selected_on"] == "test"
+
+
+def test_every_place_of_a_number_says_what_it_is(dataset: Path, tmp_path: Path, program: Program) -> None:
+    marked = ["1 noisy shot", "chosen on test", "sealed episodes", "bf16"]
+    flags = ["--shot_test", 2, "--noisy_support", 1, "--val_on_test", "--precision", "bf16"]
+    out = program(*tiny_run(dataset, tmp_path / "run", *flags, "--episodes", tmp_path / "sealed.json"))
+    validations = re.findall(r"validation after . tasks: .*\((.*); on the TEST split", out)
+    assert validations == ["2 tasks, 1 noisy shot, chosen on test, bf16"] * 2
+    (tested,) = re.findall(r"test: .*\((.*)\)", out)
+    assert tested.startswith("2-way 2-shot, 3 tasks, tsn on conv4, ")
+    assert tested.endswith(", ".join(marked))
+    assert results(tmp_path / "run")["marks"] == marked
+    assert rows(tmp_path / "run", "results.csv")[0]["marks"] == "; ".join(marked)
+    tags = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()["scalars"]
+    assert "test/accuracy, 1 noisy shot, chosen on test, bf16" in tags  # of validations
+    assert f"test/accuracy, 2-way 2-shot, 3 tasks, {', '.join(marked)}" in tags
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f"<span>{mark}</span>" in page for mark in marked)
+
+
+def test_each_size_of_a_test_has_its_own_curve(dataset: Path, tmp_path: Path, program: Program) -> None:
+    program(*tiny_run(dataset, tmp_path / "run", "-i", 0, "--shot_test", 2, 1))
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for size in results(tmp_path / "run")["sizes"]:
+        (point,) = board.Scalars(f"test/accuracy, 2-way {size['shot']}-shot, 3 tasks, untrained")
+        assert (point.step, point.value) == (0, pytest.approx(size["accuracy"]))
 
 
 def test_two_methods_see_identical_episodes(

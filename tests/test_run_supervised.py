@@ -634,6 +634,9 @@ def test_without_test_videos_the_final_model_is_tested_on_val(
     assert found["accuracy"] == float(rows(tmp_path / "run")[-1]["accuracy"])
     out = program("-c", tmp_path / "run", "--test_only", "-m", BEST, "--num_workers", 0)
     assert "CHOSEN ON THESE VIDEOS" in out
+    assert f"{BEST}, chosen on these videos)" in out
+    assert results(tmp_path / "run")["marks"] == ["chosen on these videos"]
+    assert ViewScores.load(tmp_path / "run/scores.npz").marks == ["chosen on these videos"]
     out = program(*supervised_run(labelled, tmp_path / "asked", "--test_on", "val"))
     assert results(tmp_path / "asked") == {**found, "dataset": str(labelled)}
     assert "CHOSEN" not in out
@@ -671,6 +674,7 @@ def test_zero_epochs_test_the_model_as_it_is_initialised(labelled: Path, tmp_pat
     program(*supervised_run(labelled, tmp_path / "run", "--epochs", 0))
     found = results(tmp_path / "run")
     assert (found["checkpoint"], found["checkpoint_steps"], found["selected_on"]) == (FINAL, 0, "nothing")
+    assert found["marks"] == ["untrained"]
 
 
 def test_videos_without_labels_are_answered_and_not_counted(
