@@ -361,9 +361,6 @@ class Learner(Training):
                 self.run.log(f"test: {size['accuracy']:.2f} +/- {size['ci95']:.2f} %  ({', '.join(how)})")
         results = {**sizes[0], **about, "marks": labels, "sizes": sizes, "versions": versions()}
         self.write_results(results, predictions[0])
-        for size in sizes:  # a curve of its own for each kind of number
-            kind = ", ".join([f"{size['way']}-way {size['shot']}-shot", f"{args.num_test_tasks} tasks", *labels])
-            self.run.scalars(tasks_done, **{f"test/{name}, {kind}": size[name] for name in ("accuracy", "ci95")})
         if results["selected_on"] == "test":
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
         chance = 100 / ways[0]
@@ -381,6 +378,11 @@ class Learner(Training):
                 self.run.retire(name)
         predictions.save(self.run.path / "predictions.csv")
         write_json(self.run.path / "results.json", results)  # its presence says that the test is done
+        for size in results["sizes"]:  # a curve of its own for each kind of number
+            kind = ", ".join([f"{size['way']}-way {size['shot']}-shot", f"{results['tasks']} tasks", *results["marks"]])
+            curves = {f"test/{name}, {kind}": float(size[name]) for name in ("accuracy", "ci95")}
+            self.run.scalars(results["checkpoint_tasks"], **curves)
+        self.run.flush_board()  # with the file: a run that is killed now does not test again
         try:
             write_report(self.run.path, results, predictions)
         except Exception as error:  # a page that fails must not cost the numbers

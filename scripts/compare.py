@@ -309,12 +309,13 @@ def with_interval(result: dict[str, Any]) -> str:
     return f"{result['accuracy']:.2f} ± {result['ci95']:.2f}"
 
 
-def conditions(runs: Sequence[Run]) -> str:
-    """What was tested, in words, with what is to be known of every run."""
+def conditions(runs: Sequence[Run], *, of_all_sizes: bool = False) -> str:
+    """What was tested, in words, with what is to be known of every run. of_all_sizes: without the first way and shot."""
     results, labels = runs[0].results, common_marks(runs)
-    episodes = f"{results['tasks']:,} episodes of {printable(Path(results['dataset']).name)}/{results['split']}"
-    size = f"{results['way']}-way {results['shot']}-shot"
-    return f"{size}, {episodes}, chance {100 / results['way']:.0f} %{'; all: ' if labels else ''}{', '.join(labels)}"
+    words = [f"{results['tasks']:,} episodes of {printable(Path(results['dataset']).name)}/{results['split']}"]
+    if not of_all_sizes:
+        words = [f"{results['way']}-way {results['shot']}-shot", *words, f"chance {100 / results['way']:.0f} %"]
+    return f"{', '.join(words)}{'; all: ' if labels else ''}{', '.join(labels)}"
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -425,13 +426,14 @@ def draw_comparison(runs: Sequence[Run], against: Run, path: Path) -> None:
 
 def write_comparison(runs: Sequence[Run], against: Run, folder: Path) -> None:
     """comparison.md, .tex, .csv and .png, and differences.csv with every pair of runs."""
-    tables = [table for table in (accuracy_table(runs, against), sizes_table(runs)) if table]
-    tested, remarks = conditions(runs), notes(runs)
+    tables = {conditions(runs): accuracy_table(runs, against)}
+    if sizes := sizes_table(runs):
+        tables[conditions(runs, of_all_sizes=True)] = sizes
+    remarks = notes(runs)
+    markdown = [part for tested, table in tables.items() for part in (f"**{tested}**", markdown_table(table))]
     texts = {
-        "comparison.md": "\n\n".join(
-            [f"**{tested}**", *map(markdown_table, tables), "\n".join(remarks).replace("*", "\\*")]
-        ),
-        "comparison.tex": "\n\n".join(latex_table(table, [tested, *remarks]) for table in tables),
+        "comparison.md": "\n\n".join([*markdown, "\n\n".join(remarks).replace("*", "\\*")]),
+        "comparison.tex": "\n\n".join(latex_table(table, [tested, *remarks]) for tested, table in tables.items()),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -164,6 +164,20 @@ def test_no_text_lies_on_another(checkpoint_of: Callable[[str], Path], method: s
             assert [texts[j] for j in range(i) if boxes[j].overlaps(box)] == [], texts[i]
 
 
+def test_the_title_says_what_the_answers_are_worth(
+    checkpoint_of: Callable[[str], Path], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(explain_episode, "draw_episode", lambda episode, *_: titles.append(episode.title))
+    flags = ("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "x.png", "--shot", 2)
+    assert "queries of task 0 (1 noisy shot, untrained); wrote" in script(*flags, "--noisy_support", 1)
+    script(*flags)
+    assert [title.partition("tsn on ")[2] for title in titles] == [
+        "conv4 (1 noisy shot, untrained)",
+        "conv4 (untrained)",
+    ]
+
+
 def test_clips_and_answers_belong_together(checkpoint_of: Callable[[str], Path]) -> None:
     episode, task, model = read(checkpoint_of("tsn"), "--way", 3, "--shot", 2, "--noisy_support", 1)
     clips = torch.from_numpy(np.stack([clip for clips in episode.support for clip in clips]))

@@ -735,7 +735,10 @@ def test_a_test_adds_to_the_curves_of_its_run(own_run: Path, program: Program) -
     program("-c", own_run, "--test_only", "--shot_test", 3, "--num_workers", 0)
     after = points()
     assert {tag: after[tag][: len(values)] for tag, values in before.items()} == before
-    assert len(after["test/accuracy"]) == len(before["test/accuracy"]) + 1
+    assert after.keys() - before.keys() == {f"test/{name}, 2-way 3-shot, 3 tasks" for name in ("accuracy", "ci95")}
+    program("-c", own_run, "--test_only", "--num_workers", 0)
+    again = "test/accuracy, 2-way 1-shot, 3 tasks"
+    assert points()[again] == before[again] * 2
 
 
 def test_a_run_is_not_started_over(own_run: Path, dataset: Path, program: Program) -> None:
