@@ -159,7 +159,7 @@ def _cause(exitcode: int | None) -> str:
 def _serve(read: Callable[[int], Any], connection: socket.socket, other_end: socket.socket) -> None:
     other_end.close()  # so that the connection ends with the process that asks
     start_reader()
-    while number := connection.recv(_NUMBER.size, socket.MSG_WAITALL):
+    while number := _next_question(connection):
         answer: tuple[str, Any]
         try:
             answer = "item", read(*_NUMBER.unpack(number))
@@ -179,6 +179,14 @@ def _serve(read: Callable[[int], Any], connection: socket.socket, other_end: soc
         except (OSError, MemoryError) as error:
             connection.sendall(_NUMBER.pack(-(getattr(error, "errno", None) or errno.ENOMEM)))
     os._exit(0)  # what else is in this copy of the program is not its to clean up
+
+
+def _next_question(connection: socket.socket) -> bytes:
+    """Nothing where there is nobody left to ask."""
+    try:
+        return connection.recv(_NUMBER.size, socket.MSG_WAITALL)
+    except ConnectionResetError:  # killed, with answers that it had not taken
+        return b""
 
 
 def _memory_file() -> IO[bytes]:

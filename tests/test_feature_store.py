@@ -36,9 +36,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
     read: Counter[tuple[str, int, int]] = Counter()
     original = VideoDataset.clip
 
-    def counting(self: VideoDataset, label: int, video: int, rng: np.random.Generator) -> torch.Tensor:
+    def counting(self: VideoDataset, label: int, video: int, *how: Any) -> torch.Tensor:
         read[self.split.name, label, video] += 1
-        return original(self, label, video, rng)
+        return original(self, label, video, *how)
 
     monkeypatch.setattr(VideoDataset, "clip", counting)
     return read
