@@ -90,6 +90,13 @@ def is_whole(image: str | Path) -> bool:
     return head.startswith(JPEG_START) and tail.endswith(b"\xff\xd9")
 
 
+def check_whole(images: Iterable[Path]) -> None:
+    """Raises BadVideo, which names the first image that was cut short."""
+    for image in images:
+        if not is_whole(image):
+            raise BadVideo(f"{image.name} is cut short")
+
+
 def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.ndarray:
     """The bytes of a JPEG or PNG -> uint8 (H, W, 3) RGB, upright as its EXIF tag says.
 

@@ -20,7 +20,6 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from clips.frame_names import frame_numbers
@@ -37,6 +36,7 @@ from clips.list_files import (
 )
 from clips.listing import first_few, videos_and_others
 from data_prep import extract
+from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, atomic_write, path_part, print_note
 
 CATEGORIES = "category.txt"
@@ -167,21 +167,20 @@ def read(args: argparse.Namespace) -> int:
         return extract.name_failures(args.dst, failures)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|read")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--format", choices=LABELLED_FORMS, default="frames", help="what a line holds")
     shared.add_argument(
         "--separator", default=" ", metavar="LETTER", help="between columns; ';' where names have blanks"
     )
     shared.add_argument("--first_label", type=int, choices=(0, 1), default=0, help="number of the first class")
 
-    options: dict[str, Any] = {"parents": [shared], "formatter_class": extract.HelpFormatter, "allow_abbrev": False}
-    writing = commands.add_parser("write", help="lists of a data set in folders", **options)
+    writing = commands.add_parser("write", parents=[shared], help="lists of a data set in folders")
     writing.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="{train,val,test}/<class>/<video>")
     writing.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="for the lists and category.txt")
-    reading = commands.add_parser("read", help="folders, of links, of a data set in lists", **options)
+    reading = commands.add_parser("read", parents=[shared], help="folders, of links, of a data set in lists")
     reading.add_argument(
         "--list", type=Path, nargs="+", required=True, metavar="FILE", help="whose names say train, val or test"
     )
@@ -191,8 +190,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--names", type=Path, metavar="FILE", help="class names, a line each; else numbers name classes"
     )
     reading.add_argument("--prefix", default="", help="of the frames, where a folder also holds others: img_")
-    args = parser.parse_args(argv)
-    return extract.guarded(lambda: {"write": write, "read": read}[args.command](args))
+    return parser.parse_args(argv)
+
+
+def annotate(args: argparse.Namespace) -> int:
+    return {"write": write, "read": read}[args.command](args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: annotate(parse_args(arguments(argv))), resume=extract.GOES_ON)
 
 
 if __name__ == "__main__":

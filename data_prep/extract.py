@@ -16,9 +16,7 @@ import difflib
 import errno
 import fcntl
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import shutil
@@ -49,6 +47,7 @@ from clips.frame_sources import (
     BadVideo,
     Contents,
     VideoFile,
+    check_whole,
     decode_image,
     file_content,
     frame_files,
@@ -59,6 +58,7 @@ from clips.list_files import read_lines
 from clips.listing import first_few
 from clips.orientation import UPRIGHT
 from clips.video_split import SPLITS
+from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, atomic_write, path_part, print_note, read_json
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
@@ -182,14 +182,19 @@ def _is_loop(link: str, src: Path) -> bool:
     return any(os.path.realpath(parent) == target for parent in above if parent == src or src in parent.parents)
 
 
-def class_folders(dataset: Path) -> Iterator[tuple[str, Path]]:
-    """(split, class folder) of a data set, sorted. Raises UserError when there is none."""
+def splits_of(dataset: Path) -> list[str]:
+    """The splits that a data set has folders of. Raises UserError when there is none."""
     splits = [split for split in SPLITS if (dataset / split).is_dir()]
     if not splits:
         raise UserError(
             f"{dataset} has none of the folders {', '.join(SPLITS)}: expected {dataset}/train/<class>/<video>"
         )
-    for split in splits:
+    return splits
+
+
+def class_folders(dataset: Path) -> Iterator[tuple[str, Path]]:
+    """(split, class folder) of a data set, sorted. Raises UserError when there is none."""
+    for split in splits_of(dataset):
         for folder in sorted((dataset / split).iterdir()):
             if folder.is_dir() and folder.name[0] != ".":
                 yield split, folder
@@ -413,9 +418,8 @@ class Extractor:
         if self.settings.size != "original" or not all(_starts_with(image, start) for image in images):
             reading = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{about.width}x{about.height}"]
             return self._ffmpeg([*reading, *self.settings.timing, "-i", "pipe:0"], about, folder, images)
+        check_whole(images)
         for number, image in enumerate(images, start=1):  # images that need no change keep their bytes
-            if not is_whole(image):
-                raise BadVideo(f"{image.name} is cut short")
             (folder / f"{number:05d}.{self.settings.image}").write_bytes(file_content(image))
         return ""
 
@@ -589,8 +593,7 @@ def check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], dst: Path)
 # The command
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Docstrings keep their lines, defaults are shown."""
+GOES_ON = ": the same command goes on from here"  # what a stopped script says
 
 
 def size(text: str) -> str:
@@ -601,28 +604,6 @@ def size(text: str) -> str:
             f"expected WIDTHxHEIGHT of 1 to {MOST_PIXELS} as in 256x256, or 'original', found '{text}'"
         )
     return text
-
-
-def frame_rate(text: str) -> float:
-    """For argparse: frames per second, 0 for all."""
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 <= rate <= MOST_FRAMES_PER_SECOND:
-        raise argparse.ArgumentTypeError(f"expected 0 to {MOST_FRAMES_PER_SECOND} frames per second, found '{text}'")
-    return rate
-
-
-def number(low: int, high: int) -> Callable[[str], int]:
-    """For argparse: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found '{text}'")
-        return int(text)
-
-    return parse
 
 
 def shard_of(video: Video, shards: int) -> int:
@@ -638,9 +619,9 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def arguments(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
+def build_parser(doc: str | None, epilog: str = "") -> Parser:
     """The flags that all data sets share."""
-    parser = argparse.ArgumentParser(description=doc, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(doc, epilog=epilog)
     what = parser.add_argument_group("what")
     what.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="the download, unpacked; is only read")
     what.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make or to go on with")
@@ -656,16 +637,28 @@ def arguments(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
     )
     shape.add_argument(
         "--short_side",
-        type=number(8, 4096),
+        type=int,
+        least=8,
+        most=4096,
         metavar="PIXELS",
         help="pixels of the shorter side, the other one keeps the aspect; for networks trained on undistorted frames",
     )
     frames.add_argument(
-        "--fps", type=frame_rate, default=0.0, help="frames to keep of a second of video; 0 keeps them all"
+        "--fps",
+        type=float,
+        default=0.0,
+        least=0,
+        most=MOST_FRAMES_PER_SECOND,
+        help="frames to keep of a second of video; 0 keeps them all",
     )
     frames.add_argument("--image", choices=("jpg", "png"), default="jpg", help="png is exact and several times larger")
     frames.add_argument(
-        "--quality", type=number(2, 31), default=2, help="of jpg, as ffmpeg counts: 2 is best, 31 is smallest"
+        "--quality",
+        type=int,
+        default=2,
+        least=2,
+        most=31,
+        help="of jpg, as ffmpeg counts: 2 is best, 31 is smallest",
     )
 
     running = parser.add_argument_group("running")
@@ -693,27 +686,12 @@ def arguments(doc: str | None, epilog: str = "") -> argparse.ArgumentParser:
 
 
 def add_jobs(group: Any, meaning: str) -> None:
-    group.add_argument("--jobs", type=number(1, 1024), default=len(os.sched_getaffinity(0)), help=meaning)
+    group.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), least=1, most=1024, help=meaning)
 
 
-def main(parser: argparse.ArgumentParser, wanted: Wanted, argv: Sequence[str] | None) -> int:
-    """Parses, extracts, reports. Exit code 0: all there; 1: something missing, failed or damaged; 2 as in `guarded`."""
-    args = parser.parse_args(argv)
-    return guarded(lambda: _run(args, wanted))
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Runs a command; a UserError becomes a line and code 2, Ctrl-C a line and code 130."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names that are no UTF-8
-    try:
-        return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+def main(parser: Parser, wanted: Wanted, argv: Sequence[str] | None) -> int:
+    """Parses, extracts, reports. Exit code 0: all there; 1: something missing, failed or damaged; else as `exit_code`."""
+    return exit_code(lambda: _run(parser.parse_args(arguments(argv)), wanted), resume=GOES_ON)
 
 
 @contextmanager
@@ -831,9 +809,7 @@ def damage(folder: Path, frames: int) -> str:
         names = frame_files(folder)
         if len(names) != frames:
             return f"{len(names)} frames where {frames} were written"
-        for name in names:
-            if not is_whole(folder / name):
-                return f"{name} is cut short"
+        check_whole(folder / name for name in names)
         for name in {names[0], names[frames // 2], names[-1]}:
             decode_image(file_content(folder / name), name)
     except (OSError, BadVideo) as error:

@@ -41,7 +41,7 @@ def wanted(args: argparse.Namespace) -> list[extract.Video]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = extract.arguments(__doc__)
+    parser = extract.build_parser(__doc__)
     parser.add_argument("--split", default="folders", metavar="JSON", help="a split file, or 'folders': they say it")
     return extract.main(parser, wanted, argv)
 

@@ -71,7 +71,7 @@ def wanted(args: argparse.Namespace) -> list[extract.Video]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = extract.arguments(__doc__, epilog=PLAN)
+    parser = extract.build_parser(__doc__, epilog=PLAN)
     splits = parser.add_argument_group("split")
     splits.add_argument("--split", choices=("cmn", "official"), default="cmn")
     splits.add_argument(

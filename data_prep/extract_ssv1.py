@@ -53,7 +53,7 @@ def wanted(args: argparse.Namespace) -> list[extract.Video]:
 
 
 def main(argv: Sequence[str] | None = None, doc: str | None = __doc__) -> int:
-    parser = extract.arguments(doc)
+    parser = extract.build_parser(doc)
     splits = parser.add_argument_group("split")
     splits.add_argument("--split", default="official", metavar="JSON", help="a split file, see extract_folder.py")
     splits.add_argument("--annotations", type=Path, required=True, metavar="FOLDER", help="with the csv files")

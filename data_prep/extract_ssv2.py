@@ -62,7 +62,7 @@ def wanted(args: argparse.Namespace) -> list[extract.Video]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = extract.arguments(__doc__)
+    parser = extract.build_parser(__doc__)
     splits = parser.add_argument_group("split")
     splits.add_argument("--split", choices=("otam", "cmn_small", "official"), default="otam")
     splits.add_argument("--annotations", type=Path, metavar="FOLDER", help="with *train.json and *validation.json")

@@ -42,7 +42,7 @@ def wanted(args: argparse.Namespace) -> list[extract.Video]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = extract.arguments(__doc__)
+    parser = extract.build_parser(__doc__)
     splits = parser.add_argument_group("split")
     splits.add_argument("--split", choices=("arn", "official1", "official2", "official3"), default="arn")
     splits.add_argument("--annotations", type=Path, metavar="FOLDER", help="ucfTrainTestlist, for the official splits")

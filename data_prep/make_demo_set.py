@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import colorsys
 import functools
-import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +32,8 @@ from tqdm import tqdm
 
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_prep import extract
+from engine.command_line import Parser, arguments, check_output, exit_code
 from utils import UserError, read_json, write_json
 
 VERSION = 1  # raise it when the same settings draw other pixels, so that no old set is completed with new videos
@@ -441,17 +442,6 @@ class Settings(NamedTuple):
         return "train" if index < self.videos_per_class * 3 // 4 else "val"
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Raises UserError for the first flag whose value makes no set."""
-    for flag, least in {"size": 16, "frames": 2, "videos_per_class": 1, "seed": 0, "jobs": 1}.items():
-        if (found := getattr(args, flag)) < least:
-            raise UserError(f"expected --{flag} to be at least {least}, found {found}; give a larger number")
-    if args.picture and not (args.picture.suffix == ".png" and args.picture.parent.is_dir()):
-        raise UserError(
-            f"expected --picture to be a .png file in an existing folder, found {args.picture}; give another"
-        )
-
-
 def claim(out: Path, settings: Settings) -> None:
     """Makes `out` the folder of this set. Raises UserError when it holds anything else."""
     record = out / SETTINGS_FILE
@@ -521,40 +511,38 @@ def draw_picture(settings: Settings, strip: int = 6) -> Image.Image:
     return sheet
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the set: new, empty, or one to go on with")
-    parser.add_argument("--size", type=int, default=64, help="height and width of a frame, in pixels")
-    parser.add_argument("--frames", type=int, default=12, help="frames per video; at least what a method samples")
-    parser.add_argument("--videos_per_class", type=int, default=24, help="at least shot + queries per class")
+    parser.add_argument("--size", type=int, default=64, least=16, help="height and width of a frame, in pixels")
+    parser.add_argument(
+        "--frames", type=int, default=12, least=2, help="frames per video; at least what a method samples"
+    )
+    parser.add_argument("--videos_per_class", type=int, default=24, least=1, help="at least shot + queries per class")
     parser.add_argument(
         "--supervised", action="store_true", help="for ordinary recognition: the train classes only, in train and val"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another number draws other videos")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; any number draws the same")
+    parser.add_argument("--seed", type=int, default=0, least=0, help="another number draws other videos")
+    extract.add_jobs(parser, "processes; any number draws the same")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw a film strip of every class here")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    if args.picture is not None:
+        check_output(args.picture, "--picture", (".png",))
     settings = Settings(args.size, args.frames, args.videos_per_class, args.seed, args.supervised)
-    try:
-        check_flags(args)
+    with extract.writing_to(args.out):
         drawn = make_demo_set(args.out, settings, args.jobs)
-        if args.picture:
+        if args.picture is not None:
             draw_picture(settings).save(args.picture)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     count = sum(settings.split_of(name, 0) is not None for name in CLASSES)
     done = f"drew {drawn} videos of {count} classes" if drawn else "already complete with these settings"
     print(f"{args.out}: {done}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from data_prep import extract
+from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, atomic_write
 
 
@@ -52,19 +53,22 @@ def merge(dst: Path, *, allow_missing: bool) -> int:
     return extract.report(dst, "", entries.values(), missing, allow_missing=allow_missing)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("dst", type=Path, metavar="FOLDER", help="the data set, with the manifests of all shards")
     parser.add_argument("--allow_missing", action="store_true", help="end with code 0 even if some are missing")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    def command() -> int:
-        if not args.dst.is_dir():
-            raise UserError(f"no folder at {args.dst}: expected a data set made with --shard")
-        with extract.writing_to(args.dst), extract.alone(args.dst, "all"):
-            return merge(args.dst, allow_missing=args.allow_missing)
 
-    return extract.guarded(command)
+def run(args: argparse.Namespace) -> int:
+    if not args.dst.is_dir():
+        raise UserError(f"no folder at {args.dst}: expected a data set made with --shard")
+    with extract.writing_to(args.dst), extract.alone(args.dst, "all"):
+        return merge(args.dst, allow_missing=args.allow_missing)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
+    check_whole,
     check_whole_lmdb,
     file_content,
     frames_and_others,
-    is_whole,
     lmdb_key,
     pack_images,
     pack_index,
@@ -38,6 +38,7 @@ from clips.frame_sources import (
 )
 from clips.listing import Entries, first_few
 from data_prep import extract
+from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, print_note
 
 LMDB_KIND = b"//kind"
@@ -69,10 +70,10 @@ def packed(video: Path) -> tuple[bytes | str, list[str]]:
         if not video.is_dir():
             return pack_video(VideoFile(video).num_frames, file_content(video)), []
         names, others = frames_and_others(video)
+        if not names:
+            return "the folder holds no .jpg or .png file", others
         images = [video / name for name in names]
-        damaged = next((image.name for image in images if not is_whole(image)), None)
-        if damaged or not images:
-            return (f"{damaged} is cut short" if damaged else "the folder holds no .jpg or .png file"), others
+        check_whole(images)
         return pack_images([file_content(image) for image in images]), others
     except BadVideo as error:
         return str(error), []
@@ -191,11 +192,7 @@ def verify_split(root: Path, path: Path, jobs: int) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     src, dst = extract.check_folders(args.src, args.dst)
-    splits = [split for split in extract.SPLITS if (src / split).is_dir()]
-    if not splits:
-        raise UserError(
-            f"{src} has none of the folders {', '.join(extract.SPLITS)}: expected {src}/train/<class>/<video>"
-        )
+    splits = extract.splits_of(src)
     failures: dict[str, str] = {}
     with extract.writing_to(dst), extract.alone(dst, "pack"):
         for split in splits:
@@ -207,8 +204,8 @@ def run(args: argparse.Namespace) -> int:
         return extract.name_failures(dst, failures)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument(
         "--src",
         type=Path,
@@ -219,8 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="where train.lmdb, ... go or go on")
     parser.add_argument("--verify", action="store_true", help="pack nothing, compare what is packed with the source")
     extract.add_jobs(parser, "videos read at a time")
-    args = parser.parse_args(argv)
-    return extract.guarded(lambda: run(args))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, wherever this is run from
 from clips.frame_sampling import sample_frames
-from clips.frame_sources import BadVideo, decode_image, file_content, frames_and_others, is_whole
+from clips.frame_sources import BadVideo, check_whole, decode_image, file_content, frames_and_others
 from clips.listing import first_few
 from data_prep import extract
+from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, print_note, read_json, write_json
 
 SETTINGS_FILE = "shrink.json"
@@ -72,9 +73,7 @@ def shrink_video(source: Path, work: Path, frames: int, put: PutImage) -> tuple[
     if not names:
         raise BadVideo("the folder holds no .jpg or .png file")
     kept = [source / names[index] for index in sample_frames(len(names), frames, "linspace")]
-    damaged = next((image.name for image in kept if not is_whole(image)), None)
-    if damaged:
-        raise BadVideo(f"{damaged} is cut short")
+    check_whole(kept)
     folder = work / uuid.uuid4().hex
     folder.mkdir()
     for number, image in enumerate(kept, start=1):
@@ -117,14 +116,16 @@ def run(args: argparse.Namespace) -> int:
         return extract.name_failures(dst, failures)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=extract.HelpFormatter, allow_abbrev=False)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="a data set of frames; is only read")
     parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the small one to make or go on with")
     parser.add_argument(
         "--frames",
-        type=extract.number(1, 100_000),
+        type=int,
         required=True,
+        least=1,
+        most=100_000,
         help="frames to keep of each video, the later --seq_len",
     )
     parser.add_argument(
@@ -134,10 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="link takes no space while the source stays on the same disk, encode is needed for another --size",
     )
     parser.add_argument("--size", type=extract.size, default="original", metavar="WxH", help="pixels, with --by encode")
-    parser.add_argument("--quality", type=extract.number(1, 100), default=95, help="percent of JPEG, with --by encode")
+    parser.add_argument("--quality", type=int, default=95, least=1, most=100, help="percent of JPEG, with --by encode")
     extract.add_jobs(parser, "videos at a time")
-    args = parser.parse_args(argv)
-    return extract.guarded(lambda: run(args))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from backbones.own_code import blame
 from clips.frame_sources import BadVideo
 from engine.stopping import Terminated
 from utils import UserError
@@ -81,8 +80,18 @@ class Declaring(argparse._ActionsContainer):
         return action
 
 
+    def add_mutually_exclusive_group(self, **options: Any) -> Alternatives:  # type: ignore[override]
+        group = Alternatives(self, **options)
+        self._mutually_exclusive_groups.append(group)
+        return group
+
+
 class FlagGroup(Declaring, argparse._ArgumentGroup):
     """Flags under a title."""
+
+
+class Alternatives(Declaring, argparse._MutuallyExclusiveGroup):
+    """Flags of which one may be given."""
 
 
 class Parser(Declaring, argparse.ArgumentParser):
@@ -164,6 +173,8 @@ def outcome_of(error: BaseException, *, resume: str = "") -> tuple[int | None, s
         return STOPPED, f"stopped{resume}"
     if isinstance(error, Terminated):
         return TERMINATED, f"terminated{resume}"
+    from backbones.own_code import blame  # late: with the backbones comes torchvision, which data_prep does without
+
     sentence = blame(error)
     return (MISTAKE if sentence else None), sentence or ""
 

@@ -17,6 +17,7 @@ from video_clips import in_a_process, make_clip, place, tree, turn
 
 from clips.frame_sources import FrameFolder, VideoFile, frame_files
 from data_prep import (
+    annotate,
     extract,
     extract_folder,
     extract_hmdb51,
@@ -25,7 +26,10 @@ from data_prep import (
     extract_ssv1,
     extract_ssv2,
     extract_ucf101,
+    make_demo_set,
     merge_manifests,
+    pack_lmdb,
+    shrink,
 )
 
 FRAMES = 10
@@ -539,15 +543,51 @@ def test_estimate_makes_a_sample_and_foretells_the_rest(src, dst, clip, capsys):
 # The command line
 
 
-WRONG = [("--size", "256"), ("--size", "0x5"), ("--shard", "3/3"), ("--quality", "1"), ("--jobs", "0")]
+WRONG = [
+    ("--size", "256"),
+    ("--size", "0x5"),
+    ("--shard", "3/3"),
+    ("--quality", "1"),
+    ("--jobs", "0"),
+    ("--fps", "nan"),
+    ("--short_side", "7"),
+    ("--short_side", "64", "--size", "64x64"),
+    ("--frames", "8"),
+]
 
 
-@pytest.mark.parametrize("flags", WRONG)
-def test_flags_with_wrong_values_say_what_is_expected(flags, mine, dst, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(extract_folder.main, mine, dst, *flags)
-    assert stop.value.code == 2
-    assert "expected" in capsys.readouterr().err
+@pytest.mark.parametrize("flags", WRONG, ids=" ".join)
+def test_a_wrong_flag_is_one_sentence(flags, mine, dst, capsys):
+    assert run(extract_folder.main, mine, dst, *flags) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert flags[0] in err
+    assert not dst.exists()
+
+
+def test_every_script_answers_a_wrong_flag_and_ctrl_c_alike(mine, tmp_path, capsys, monkeypatch):
+    src_and_dst = ["--src", str(mine), "--dst", str(tmp_path / "new")]
+    commands = {
+        extract_folder: src_and_dst,
+        pack_lmdb: src_and_dst,
+        shrink: [*src_and_dst, "--frames", "2"],
+        annotate: ["write", *src_and_dst],
+        merge_manifests: [str(mine)],
+        make_demo_set: [str(tmp_path / "new")],
+    }
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for module, words in commands.items():
+        assert module.main([*words, "--colour"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: unrecognized arguments: --colour; see python ")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, {extract_folder: "labelled", annotate: "write"}.get(module, "run"), interrupted)
+            assert module.main(words) == 130
+        assert capsys.readouterr().err == "stopped: the same command goes on from here\n"
 
 
 def test_scripts_run_from_anywhere(tmp_path):
