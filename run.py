@@ -112,7 +112,7 @@ class Learner(Training):
     # Build -----------------------------------------------------------------------------------------------------------
 
     def open_splits(self) -> dict[str, Split]:
-        return open_splits(self.args)
+        return open_splits(self.args, self.run.log)
 
     def build_model(self) -> CNN_FSHead:
         args = self.args

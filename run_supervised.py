@@ -131,13 +131,13 @@ class Trainer(Training):
         classes = self.checkpoint["classes"] if self.checkpoint is not None else None
         videos = {}
         if self.trains:
-            videos["train"] = open_videos(args, "train", classes)
+            videos["train"] = open_videos(args, "train", self.run.log, classes)
             classes = videos["train"].classes
             if args.val_freq and has_split(args, "val"):
-                videos["val"] = open_videos(args, "val", classes)
+                videos["val"] = open_videos(args, "val", self.run.log, classes)
         self.tested = args.test_on or ("test" if has_split(args, "test") else "val")
         if self.tested not in videos:
-            videos[self.tested] = open_videos(args, self.tested, classes)
+            videos[self.tested] = open_videos(args, self.tested, self.run.log, classes)
         if self.checkpoint is not None and videos[self.tested].classes != self.checkpoint["classes"]:
             raise UserError(
                 f"{args.class_names} names other classes than those of the checkpoint, or in another order: expected "

@@ -5,6 +5,7 @@ Letters: T frames asked for, H height, W width.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from clips.container_size import promised_size
 from clips.frame_names import frame_order
 from clips.orientation import UPRIGHT, Orientation, exif_orientation, jpeg_orientation, matrix_orientation
+from utils import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # What PyAV's FFmpeg reads and people have.
@@ -55,6 +57,15 @@ class FrameSource(Protocol):
         ...
 
 
+def check_open_files(error: Exception) -> None:
+    """Raises UserError where `error` says that no more files can be opened, which is not the fault of a video."""
+    # By its words, as the errors of LMDB have no number.
+    if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
+        raise UserError(
+            f"no more files can be opened ({error}): raise 'ulimit -n', or lower --num_workers (of data_prep: --jobs)"
+        ) from error
+
+
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a file to be read, at once and without a buffer. Raises BadVideo where there is none.
 
@@ -63,6 +74,7 @@ def open_file(path: str | Path) -> BinaryIO:
     try:
         file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except OSError as error:
+        check_open_files(error)
         raise BadVideo(f"{path} could not be read ({error.strerror}); has the data set moved?") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -194,6 +206,7 @@ class FrameFolder:
             try:
                 self._names = frame_files(self.path)
             except OSError as error:
+                check_open_files(error)
                 raise BadVideo(
                     f"{self.path} could not be listed ({error.strerror}); has the data set moved?"
                 ) from error
@@ -337,13 +350,14 @@ class VideoFile:
                 stream = best_video_stream(container)
                 stream.codec_context.thread_count = 1  # data loader workers are the threads
                 yield container, stream
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         except BadVideo as error:
             if str(error).startswith(self.path):
                 raise
             raise BadVideo(f"{self.path}: {error}; {_VIDEO_ADVICE}") from error
         except Exception as error:
+            check_open_files(error)
             words = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise BadVideo(f"{self.path} can't be decoded: {words}; {_VIDEO_ADVICE}") from error
 
@@ -606,6 +620,7 @@ class LmdbStore:
                     self.path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=4
                 )
             except lmdb.Error as error:
+                check_open_files(error)
                 raise BadVideo(f"{self.path} is no LMDB file that can be read ({error}); pack it again") from error
         return _ENVIRONMENTS[self.path]
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from clips.frame_sources import BadVideo, FrameFolder, FrameSource, VideoFile
 from clips.list_files import Row, frames_of, label_by_folder, read_list
-from clips.listing import count_frames, frames_in_file
+from clips.listing import count_frames, frames_in_file, the_others
 from clips.video_split import DIRECTION, Split
 from utils import UserError, print_note
 
@@ -179,7 +179,7 @@ class ListedVideos(LabelledVideos):
             found = f"{len(empty)} video(s) without a frame that can be read, the first is {empty[0]}{reason}"
             if on_bad_video == "error" or len(empty) == len(rows):
                 raise UserError(f"{path} names {found}; correct the list, or leave them out with --on_bad_video skip")
-            note(f"{path}: left out {found}")
+            note(f"{path}: left out {found}{the_others(empty[1:])}")
         kept = [number for number, frames in enumerate(num_frames) if frames > 0]
         return cls(
             path.stem,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from clips.frame_sources import (
     BadVideo,
     LmdbStore,
     VideoFile,
+    check_open_files,
     frames_and_others,
 )
 from utils import UserError
@@ -70,11 +73,11 @@ def videos_and_others(folder: str | Path) -> tuple[dict[str, str], dict[str, str
         video, suffix = os.path.splitext(entry.name)
         if _is_folder(entry):
             folders[entry.name] = entry.path
-        elif suffix.lower() in VIDEO_SUFFIXES and (os.path.isfile(entry.path) or _leads_nowhere(entry)):
+        elif suffix.lower() in VIDEO_SUFFIXES and (os.path.isfile(entry.path) or leads_nowhere(entry.path)):
             if video in files:
                 raise UserError(f"{folder} holds two videos called {video}; keep one of them")
             files[video] = entry.path
-        elif _leads_nowhere(entry):
+        elif leads_nowhere(entry.path):
             folders[entry.name] = entry.path
         else:
             others.append(entry.name)
@@ -91,6 +94,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
+        check_open_files(error)
         raise UserError(
             f"{folder} could not be listed ({error.strerror}): expected a folder that may be read"
         ) from error
@@ -103,8 +107,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def leads_nowhere(path: str) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def holds_images(folder: str | Path) -> bool:
@@ -164,6 +169,11 @@ def first_few(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def the_others(names: Sequence[str]) -> str:
+    """The end of a sentence on the first of some videos: what the others are called."""
+    return f"; the others are {first_few(names, most=100)}" if names else ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers of frames
 
@@ -191,6 +201,7 @@ Kept = dict[
     str, dict[str, list[Any]]
 ]  # {class: {video: [modification time, number of frames, remark if there is one]}}
 COUNTING_RULE = 3  # another number where counting would give other numbers than those that are kept
+SECONDS_PER_LINE, SECONDS_PER_SAVE = 30, 60  # of a long listing
 UNTRUSTED = -1  # as a modification time; 0 is one that some file systems give to all files
 
 
@@ -201,18 +212,49 @@ def count_frames(
 
     They are kept in the user's cache folder. A video is counted again when its modification time has moved; that of a
     folder moves when a frame is added, removed or renamed. So 100,000 unchanged videos cost one look at each one's time.
+    Where counting is stopped, what was counted is kept.
     """
     # The number stands for the rule by which frames are told from other images.
     cache_file = (
         _cache_folder()
         / f"{hashlib.sha256(f'2 {root.resolve()}'.encode(errors='surrogateescape')).hexdigest()[:24]}.json"
     )
-    known = _read_cache(cache_file)
     started = time.time_ns()
     modified = {label: {video: _modified(path) for video, path in videos.items()} for label, videos in found.items()}
+
+    def count_one(place: tuple[str, str]) -> None:
+        label, video = place
+        at = modified[label][video]
+        try:
+            frames, remark = count(found[label][video])
+        except OSError as error:
+            check_open_files(error)
+            frames, remark, at = 0, f"{found[label][video]} could not be read ({error.strerror})", UNTRUSTED
+        # What was touched a moment ago may change again within the clock's tick: its time is not trusted.
+        settled = started - at > 2_000_000_000
+        kept[label][video] = [at if settled else UNTRUSTED, frames, *([remark] if remark else [])]
+
+    kept, changed = _look_up(cache_file, modified)
+    if changed:
+        with _one_at_a_time(cache_file):
+            kept, changed = _look_up(cache_file, modified)  # another process of the job may just have counted
+            try:
+                _with_a_bar(count_one, changed, f"list {root.name}", lambda: _write_cache(cache_file, kept))
+            finally:
+                _write_cache(cache_file, kept)
+    counts = {label: {video: entry[1] for video, entry in videos.items()} for label, videos in kept.items()}
+    remarks = {
+        (label, video): entry[2] for label, videos in kept.items() for video, entry in videos.items() if len(entry) > 2
+    }
+    return counts, remarks
+
+
+def _look_up(cache_file: Path, modified: Mapping[str, Mapping[str, int]]) -> tuple[Kept, list[tuple[str, str]]]:
+    """(what is kept of the videos there are, (class, video) of those to be counted) by their modification times."""
+    known = _read_cache(cache_file)
     kept: Kept = {
         label: {video: known.get(label, {}).get(video, [UNTRUSTED, 0]) for video in videos}
-        for label, videos in found.items()
+        for label, videos in modified.items()
     }
     changed = [
         (label, video)
@@ -220,32 +262,40 @@ def count_frames(
         for video, at in videos.items()
         if at == UNTRUSTED or kept[label][video][0] != at
     ]
+    return kept, changed
 
-    def counted(place: tuple[str, str]) -> list[Any]:
-        label, video = place
-        at = modified[label][video]
-        try:
-            frames, remark = count(found[label][video])
-        except OSError as error:
-            frames, remark, at = 0, f"{found[label][video]} could not be read ({error.strerror})", UNTRUSTED
-        # What was touched a moment ago may change again within the clock's tick: its time is not trusted.
-        settled = started - at > 2_000_000_000
-        return [at if settled else UNTRUSTED, frames, *([remark] if remark else [])]
 
-    if changed:
-        with ThreadPoolExecutor(max_workers=8) as pool:  # waiting for the disk is most of it
-            bar = tqdm(
-                pool.map(counted, changed), total=len(changed), desc=f"list {root.name}", disable=None, leave=False
-            )
-            for (label, video), entry in zip(changed, bar, strict=True):
-                kept[label][video] = entry
-    if kept != known:
-        _write_cache(cache_file, kept)
-    counts = {label: {video: entry[1] for video, entry in videos.items()} for label, videos in kept.items()}
-    remarks = {
-        (label, video): entry[2] for label, videos in kept.items() for video, entry in videos.items() if len(entry) > 2
-    }
-    return counts, remarks
+def _with_a_bar(
+    work: Callable[[tuple[str, str]], None], places: Sequence[tuple[str, str]], doing: str, save: Callable[[], None]
+) -> None:
+    """Does the work for every place, and saves now and then. Where it is stopped, what has not begun does not begin."""
+    # Where nobody watches, a line every half minute, of what takes that long at all.
+    pace = {} if sys.stderr.isatty() else {"delay": SECONDS_PER_LINE, "mininterval": SECONDS_PER_LINE}
+    # Folders wait for the disk, whatever the number of cores; video files are decoded, outside Python's lock.
+    pool = ThreadPoolExecutor(max(8, len(os.sched_getaffinity(0))))
+    try:
+        saved = time.monotonic()
+        for _ in tqdm(pool.map(work, places), total=len(places), desc=doing, leave=False, **pace):
+            if time.monotonic() - saved > SECONDS_PER_SAVE:
+                save()
+                saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(cache_file: Path) -> Iterator[None]:
+    """Lets the first process of a job list, and the others wait for what it finds: they read the same videos."""
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        file = open(cache_file.with_suffix(".lock"), "w")  # noqa: SIM115  (closed below)
+    except OSError:  # no right to write: each for itself
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _modified(path: str) -> int:

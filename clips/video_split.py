@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clips.frame_sources import BadVideo, FrameFolder, FrameSource, LmdbStore, VideoFile
-from clips.listing import LISTERS, Listing, first_few, holds_images, videos_and_others, visible_folders
+from clips.listing import LISTERS, Listing, first_few, holds_images, the_others, videos_and_others, visible_folders
 from utils import UserError, print_note
 
 SPLITS = ("train", "val", "test")
@@ -177,7 +177,10 @@ def left_out(listing: Listing, kind: str) -> Iterator[str]:
         yield f"{len(listing.others):,} passed over, being no {kind}: {first_few(listing.others)}"
     bad = [place for place in listing.remarks if not listing.counts[place[0]][place[1]]]
     if bad:
-        yield f"left out {len(bad):,} video(s) without a frame that can be read, the first is {_reason(listing, bad[0])}"
+        yield (
+            f"left out {len(bad):,} video(s) without a frame that can be read, the first is {_reason(listing, bad[0])}"
+            f"{the_others(['/'.join(place) for place in bad[1:]])}"
+        )
     beside = [place for place in listing.remarks if listing.counts[place[0]][place[1]]]
     if beside:
         yield (

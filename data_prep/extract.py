@@ -47,6 +47,7 @@ from clips.frame_sources import (
     BadVideo,
     Contents,
     VideoFile,
+    check_open_files,
     check_whole,
     decode_image,
     file_content,
@@ -55,7 +56,7 @@ from clips.frame_sources import (
     open_file,
 )
 from clips.list_files import read_lines
-from clips.listing import first_few
+from clips.listing import first_few, leads_nowhere
 from clips.orientation import UPRIGHT
 from clips.video_split import SPLITS
 from engine.command_line import Parser, arguments, exit_code
@@ -136,8 +137,8 @@ def read_classes(source: str | Path) -> Classes:
 def find_videos(src: Path) -> Iterator[Path]:
     """Video files and folders of frames below `src`, sorted, without the hidden ones that archives of macOS carry.
 
-    What is neither, and links that lead back to where they are or nowhere, are told in one note when all is found. Raises
-    UserError where a folder may not be read.
+    A link to nothing stands for the video that it should be. What is neither, and links to folders that they lie in, are
+    told in one note when all is found. Raises UserError where a folder may not be read.
     """
     others: list[str] = []
     for folder, folders, files in os.walk(src, followlinks=True, onerror=_unreadable):
@@ -151,9 +152,11 @@ def find_videos(src: Path) -> Iterator[Path]:
             folders.clear()
         elif images:  # a cover, a thumbnail
             others += [f"{folder}/{name}" for name in images]
-        there = {name: os.path.isfile(f"{folder}/{name}") for name in videos}
-        yield from (Path(folder, name) for name in videos if there[name])
-        others += [f"{folder}/{name}" for name in visible if not there.get(name) and name not in images]
+        beside = [name for name in visible if name not in images]
+        found = [name for name in beside if _is_video(f"{folder}/{name}")]
+        yield from (Path(folder, name) for name in found)
+        others += [f"{folder}/{name}" for name in beside if name not in found]
+        others += [] if files or folders else [folder]
         loops = [name for name in folders if os.path.islink(f"{folder}/{name}") and _is_loop(f"{folder}/{name}", src)]
         folders[:] = [name for name in folders if name not in loops]
         others += [f"{folder}/{name}" for name in loops]
@@ -161,7 +164,13 @@ def find_videos(src: Path) -> Iterator[Path]:
         print_note(f"{len(others):,} passed over, being no videos: {first_few(others)}")
 
 
+def _is_video(path: str) -> bool:
+    """Whether it is a video file, to all appearance, or a link that leads nowhere."""
+    return os.path.isfile(path) and path.lower().endswith(VIDEO_SUFFIXES) or leads_nowhere(path)
+
+
 def _unreadable(error: OSError) -> NoReturn:
+    check_open_files(error)
     raise UserError(
         f"{error.filename} could not be listed ({error.strerror}): expected a folder that may be read"
     ) from error
@@ -402,6 +411,7 @@ class Extractor:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever it is, it is this video's failure alone
+            check_open_files(error)
             if isinstance(error, OSError) and error.errno in NEVER_FITS:
                 raise DiskFull(self.dst) from error
             reason = str(error) if isinstance(error, BadVideo | OSError) else f"{type(error).__name__}: {error}"

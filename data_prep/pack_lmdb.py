@@ -26,6 +26,7 @@ from clips.frame_sources import (
     LMDB_INDEX,
     BadVideo,
     VideoFile,
+    check_open_files,
     check_whole,
     check_whole_lmdb,
     file_content,
@@ -36,7 +37,7 @@ from clips.frame_sources import (
     pack_video,
     packed_frames,
 )
-from clips.listing import Entries, first_few
+from clips.listing import Entries, first_few, holds_images
 from data_prep import extract
 from engine.command_line import Parser, arguments, exit_code
 from utils import UserError, print_note
@@ -56,11 +57,17 @@ def list_split(root: Path) -> tuple[str, Listing]:
         for kind, paths in (("images", entries.folders), ("video", entries.files))
         if any(paths.values())
     }
+    others = entries.others
+    if len(kinds) == 2:
+        folders = [path for videos in kinds["images"].values() for path in videos.values()]
+        if not any(map(holds_images, folders)):  # beside video files they are no videos, as a run has it
+            del kinds["images"]
+            others = sorted([*others, *(str(path.relative_to(root)) for path in folders)])
     if len(kinds) != 1:
         found = "both" if kinds else "neither"
         raise UserError(f"{root} holds {found}: expected folders of frames or video files in class folders")
-    if entries.others:
-        print_note(f"{root}: {len(entries.others):,} passed over, being no videos: {first_few(entries.others)}")
+    if others:
+        print_note(f"{root}: {len(others):,} passed over, being no videos: {first_few(others)}")
     return kinds.popitem()
 
 
@@ -78,8 +85,9 @@ def packed(video: Path) -> tuple[bytes | str, list[str]]:
     except BadVideo as error:
         return str(error), []
     except OSError as error:  # it has gone, or may not be read
+        check_open_files(error)
         return f"{error.filename} could not be read ({error.strerror})", []
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # whatever it is, it is this video's failure alone
         return f"{type(error).__name__}: {error}", []

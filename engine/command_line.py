@@ -16,7 +16,7 @@ import torch
 
 from clips.frame_sources import BadVideo
 from engine.stopping import Terminated
-from utils import UserError
+from utils import UserError, printable
 
 # Exit codes: a user's mistake, and by the shell's custom 128 + the number of the signal that stopped a program.
 MISTAKE, STOPPED, TERMINATED = 2, 130, 143
@@ -189,7 +189,7 @@ def exit_code(work: Callable[[], int | None], *, resume: str = "") -> int:
         code, sentence = outcome_of(error, resume=resume)
         if code is None:
             raise
-        print(f"error: {sentence}" if code == MISTAKE else sentence, file=sys.stderr)
+        print(printable(f"error: {sentence}" if code == MISTAKE else sentence), file=sys.stderr)
         return code
 
 

@@ -20,7 +20,7 @@ from engine.flags import first_look
 from engine.processes import Processes
 from engine.stopping import Termination
 from engine.training import Training
-from utils import RunFolder
+from utils import RunFolder, printable
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
 
@@ -84,7 +84,7 @@ class Program:
                 sentence = f"{sentence} (rank {self.rank})"
         elif self.exit_code == TERMINATED and self.rank > 0:
             return
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def resumed_if_restarted(argv: list[str]) -> list[str]:

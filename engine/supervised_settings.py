@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +244,12 @@ def has_split(args: argparse.Namespace, name: str) -> bool:
     return getattr(args, f"{name}_list") is not None
 
 
-def open_videos(args: argparse.Namespace, name: str, classes: Sequence[str] | None = None) -> LabelledVideos:
-    """The videos of a split. classes: those of the training, whose numbers are to be used."""
+def open_videos(
+    args: argparse.Namespace, name: str, log: Callable[[str], None], classes: Sequence[str] | None = None
+) -> LabelledVideos:
+    """The videos of a split. log: is told what is left out. classes: those of the training, whose numbers are to be used."""
     if args.dataset:
-        split = Split.open(args.dataset, name, format=args.format, on_bad_video=args.on_bad_video)
+        split = Split.open(args.dataset, name, format=args.format, on_bad_video=args.on_bad_video, note=log)
         return SplitVideos(split, classes)
     path = getattr(args, f"{name}_list")
     if path is None:
@@ -261,6 +263,7 @@ def open_videos(args: argparse.Namespace, name: str, classes: Sequence[str] | No
         multi_label=args.multi_label,
         classes=read_class_names(Path(args.class_names)) if args.class_names else classes,
         on_bad_video=args.on_bad_video,
+        note=log,
     )
 
 

@@ -35,7 +35,7 @@ from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
 from results.style import house_style
 from results.terminal import terminal_table
-from utils import UserError, atomic_write, print_note, write_json
+from utils import UserError, atomic_write, print_note, printable, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -92,12 +92,8 @@ def open_video(path: Path) -> FrameSource:
 
 def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec, frames_per_step: int = 1) -> Tensor:
     """The frames that the model sees of a video, uint8 (T, 3, H, W)."""
-    try:
-        places = sample_frames(source.num_frames, args.seq_len, args.sampling, frames_per_step=frames_per_step)
-        frames = source.read(places)
-    except BadVideo as error:
-        reason = str(error).partition(";")[0]
-        raise UserError(f"a video could not be read: {reason}; encode it again, or leave it out") from error
+    places = sample_frames(source.num_frames, args.seq_len, args.sampling, frames_per_step=frames_per_step)
+    frames = source.read(places)
     return ClipTransform(spec.size, interpolation=spec.interpolation)(frames, np.random.default_rng())
 
 
@@ -243,7 +239,7 @@ def predict(args: argparse.Namespace) -> None:
             )
     actions = Actions(args.support)
     sources = [open_video(path) for path in args.query]
-    names = [path.name for path in args.query]
+    names = [printable(path.name) for path in args.query]
     model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
 
     def clip_of(source: FrameSource) -> Tensor:
@@ -280,8 +276,16 @@ def predict(args: argparse.Namespace) -> None:
     print(f"\nwrote {args.picture}")
 
 
+def program(args: argparse.Namespace) -> None:
+    try:
+        predict(args)
+    except BadVideo as error:
+        reason = str(error).partition(";")[0]  # what follows is advice about training
+        raise UserError(f"a video could not be read: {reason}; encode it again, or leave it out") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: predict(parse_args(arguments(argv))))
+    return exit_code(lambda: program(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

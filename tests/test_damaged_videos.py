@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from video_clips import cut, decoded_by_ffmpeg, make_clip, place
+from video_clips import cut, decoded_by_ffmpeg, in_a_process, make_clip, place
 
 from clips import frame_sources
-from clips.frame_sources import BadVideo, FrameFolder, VideoFile, is_whole
+from clips.frame_sources import BadVideo, FrameFolder, LmdbStore, VideoFile, is_whole
+from clips.listing import count_frames, frames_in_folder
+from clips.video_split import Split
 from data_prep import extract_folder, pack_lmdb
+from utils import UserError
 
 OPEN_GOPS = "keyint=8:min-keyint=8:scenecut=0:open-gop=1:bframes=3:b-adapt=0"
 KINDS = {
@@ -244,6 +249,50 @@ def test_a_pipe_is_named_and_not_waited_for(tmp_path):
     (videos / "good" / "00003.jpg").symlink_to("00003.jpg")
     with pytest.raises(BadVideo, match=r"00003\.jpg could not be read \(Too many levels of symbolic links\)"):
         FrameFolder(videos / "good").read([2])
+
+
+def test_too_many_open_files_are_no_videos_failure(tmp_path, monkeypatch):
+    videos = tmp_path / "src" / "train" / "a"
+    make_clip(videos / "v.mp4")
+    make_clip(videos / "w" / "%05d.jpg", frames=3)
+    place(videos / "v.mp4", tmp_path / "files" / "train" / "a" / "v.mp4")
+    assert pack_lmdb.main(["--src", f"{tmp_path}/files", "--dst", f"{tmp_path}/lmdb", "--jobs", "1"]) == 0
+    folder, names = FrameFolder(videos / "w"), FrameFolder(videos / "w").names
+    attempts = {
+        "a video file": lambda: VideoFile(videos / "v.mp4").num_frames,
+        "its decoder": lambda: VideoFile(videos / "v.mp4").num_frames,
+        "a folder": lambda: folder.num_frames,
+        "an image": lambda: FrameFolder(folder.path, names).read([0]),
+        "a packed video": lambda: LmdbStore(tmp_path / "lmdb" / "train.lmdb").index,
+        "a listing": lambda: Split.open(tmp_path / "files", "train", format="video", on_bad_video="skip"),
+        "a count": lambda: count_frames(tmp_path, {"a": {"w": folder.path}}, frames_in_folder),
+        "packing": lambda: pack_lmdb.packed(videos / "w"),
+    }
+
+    def with_no_file_left() -> int:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        wrong = []
+        for name, attempt in attempts.items():
+            with monkeypatch.context() as patch:
+                if name == "its decoder":
+                    patch.setattr(frame_sources, "open_file", lambda path: io.BytesIO(b"content"))
+                try:
+                    wrong.append(f"{name}: {attempt()}")
+                except UserError as error:
+                    if "raise 'ulimit -n', or lower --num_workers" not in str(error):
+                        wrong.append(f"{name}: {error}")
+                except Exception as error:
+                    wrong.append(f"{name}: {error!r}")
+        os.close(taken.pop())
+        (tmp_path / "wrong").write_text("\n".join(wrong))
+        return 0
+
+    assert in_a_process(with_no_file_left) == 0
+    assert (tmp_path / "wrong").read_text() == ""
 
 
 def test_the_content_says_what_a_whole_image_is_not_the_suffix(tmp_path):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import shutil
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FRAMES, VIDEOS, textured_frames, write_split
-from video_clips import write_clip
+from video_clips import in_a_process, write_clip
 
 from clips import listing
 from clips.episodes import draw_episode, seal_episodes, unseal_episodes
@@ -227,6 +232,88 @@ def test_a_folder_that_may_not_be_read_is_named(train: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match=r"train could not be listed \(Permission denied\): expected a folder that may"):
         opened(train.parent)
+
+
+# A listing that is stopped -------------------------------------------------------------------------------------------
+
+
+def kept_counts(monkeypatch: pytest.MonkeyPatch, dataset: Path, stop: Callable[[int], None]) -> list[str]:
+    """The videos that are counted in a listing; `stop` is called with the number of those before."""
+    counted: list[str] = []
+    original = listing.frames_in_folder
+
+    def count(path: str) -> tuple[int, str]:
+        stop(len(counted))
+        counted.append(path)
+        return original(path)
+
+    monkeypatch.setattr(listing, "frames_in_folder", count)
+    try:
+        opened(dataset)
+    finally:
+        monkeypatch.setattr(listing, "frames_in_folder", original)
+    return counted
+
+
+@pytest.fixture
+def old_videos(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for number in range(200):
+        folder = root / "train/clap" / f"v{number:03d}"
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").touch()
+        os.utime(folder, (1e9, 1e9))
+    return root
+
+
+def test_a_stopped_listing_goes_on_where_it_was(old_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ctrl_c(done: int) -> None:
+        if done >= 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_counts(monkeypatch, old_videos, ctrl_c)
+    rest = kept_counts(monkeypatch, old_videos, lambda done: None)
+    assert 100 <= len(rest) <= 150
+    assert kept_counts(monkeypatch, old_videos, lambda done: None) == []
+    assert opened(old_videos)[0].num_videos == 200
+
+
+def test_a_killed_listing_goes_on_from_what_it_has_saved(old_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(done: int) -> None:
+        if done >= 50:
+            time.sleep(0.2)
+        if done >= 70:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(listing, "SECONDS_PER_SAVE", 0.05)
+    assert in_a_process(lambda: len(kept_counts(monkeypatch, old_videos, kill))) == -signal.SIGKILL
+    rest = kept_counts(monkeypatch, old_videos, lambda done: None)
+    assert 100 <= len(rest) <= 150
+
+
+def test_processes_of_one_job_count_a_video_once(old_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [f"{old_videos}/counts{number}" for number in range(2)]
+
+    def write(path: str) -> int:
+        counted = kept_counts(monkeypatch, old_videos, lambda done: time.sleep(0.001))
+        Path(path).write_text(str(len(counted)))
+        return 0
+
+    processes = [multiprocessing.get_context("fork").Process(target=write, args=(path,)) for path in counts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sorted(int(Path(path).read_text()) for path in counts) == [0, 200]
+
+
+def test_a_long_listing_shows_where_it_is(
+    old_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "SECONDS_PER_LINE", 0.02)
+    kept_counts(monkeypatch, old_videos, lambda done: time.sleep(0.005))
+    assert re.search(r"list train: +\d+%.* \d+/200 \[", capsys.readouterr().err)
 
 
 # Names that are no UTF-8 ---------------------------------------------------------------------------------------------
