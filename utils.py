@@ -178,6 +178,43 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of the same block, by a lock on the file `path`, which is there for that time only.
+
+    The lock ends with the process that holds it, however it ends. shared: processes that share it may be in it together.
+    wait: until the others have left; else it is a BlockingIOError that there are any.
+    """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with _locked_file(path, kind) as file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # where others share it, the last of them takes it away
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _locked_file(path: Path, kind: int) -> IO[bytes]:
+    """The file at `path`, made where there is none, with a lock on it."""
+    patience = time.monotonic() + 0.5  # one that shares the lock has it to itself for a moment when it leaves
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "ab"))
+                fcntl.flock(file, kind)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    stack.pop_all()
+                    return file
+            except FileNotFoundError:  # who had it has just taken it away
+                continue
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.05)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON for every reader: where a number is infinite or not a number, it says null.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from clips.frame_sources import (
     check_open_files,
     frames_and_others,
 )
-from utils import UserError
+from utils import UserError, locked
 
 Paths = dict[str, dict[str, str]]  # {class: {video: path}}, both in alphabetical order
 Counts = dict[str, dict[str, int]]  # {class: {video: number of frames}}
@@ -286,15 +285,9 @@ def _with_a_bar(
 @contextlib.contextmanager
 def _one_at_a_time(cache_file: Path) -> Iterator[None]:
     """Lets the first process of a job list, and the others wait for what it finds: they read the same videos."""
-    try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        file = open(cache_file.with_suffix(".lock"), "w")  # noqa: SIM115  (closed below)
-    except OSError:  # no right to write: each for itself
-        yield
-        return
-    with file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no right to write, or a file system without locks: each for itself
+            stack.enter_context(locked(cache_file.with_suffix(".lock"), wait=True))
         yield
 
 

@@ -154,8 +154,8 @@ def read(args: argparse.Namespace) -> int:
             target = target_of(row, args.dst.resolve() / split, names or ())
             if targets.setdefault(target, row) != row:
                 raise UserError(f"'{targets[target].path}' and '{row.path}' would both be {target}: rename one of them")
-    with extract.writing_to(args.dst), extract.alone(args.dst, "annotate"):
-        work = extract.empty_folder(args.dst / extract.UNFINISHED / "annotate")
+    dst = args.dst
+    with extract.writing_to(dst), extract.alone(dst, "annotate"), extract.unfinished(dst, "annotate") as work:
         todo = {target: row for target, row in targets.items() if not (target.exists() or target.is_symlink())}
         failures = {}
         for target, row in todo.items():
@@ -163,8 +163,8 @@ def read(args: argparse.Namespace) -> int:
                 link_row(row, root, target, work, args.prefix)
             except BadVideo as error:
                 failures[row.path] = str(error)
-        print(f"{len(targets):,} videos listed, {len(targets) - len(failures):,} linked in {args.dst}")
-        return extract.name_failures(args.dst, failures)
+        print(f"{len(targets):,} videos listed, {len(targets) - len(failures):,} linked in {dst}")
+        return extract.name_failures(dst, failures)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -60,7 +59,7 @@ from clips.listing import first_few, leads_nowhere
 from clips.orientation import UPRIGHT
 from clips.video_split import SPLITS
 from engine.command_line import Parser, arguments, exit_code
-from utils import UserError, atomic_write, path_part, print_note, read_json
+from utils import UserError, atomic_write, locked, path_part, print_note, read_json
 
 UNFINISHED = ".unfinished"  # folder in <dst> for what is not whole yet, and for the locks
 MOST_PIXELS, MOST_FRAMES_PER_SECOND = 16384, 1000
@@ -498,21 +497,30 @@ def _starts_with(image: Path, start: bytes) -> bool:
 
 @contextmanager
 def alone(dst: Path, name: str, *, shared: bool = False) -> Iterator[None]:
-    """Keeps a second process off the same work. The lock ends with the process that holds it, however it ends."""
-    (dst / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    with open(dst / UNFINISHED / f"{name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work on {dst}: wait until it ends or stop it") from None
-        yield
+    """Keeps a second process off the same work. What says so is gone when the work ends."""
+    lock = dst / UNFINISHED / f"{name}.lock"
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(lock, shared=shared))
+            except BlockingIOError:
+                raise UserError(f"another process is at work on {dst}: wait until it ends or stop it") from None
+            yield
+    finally:
+        with suppress(OSError):  # others are still at work, or were killed in it
+            lock.parent.rmdir()
 
 
-def empty_folder(path: Path) -> Path:
-    """The folder, made anew: what an earlier process left unfinished goes."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+@contextmanager
+def unfinished(dst: Path, name: str) -> Iterator[Path]:
+    """An empty folder for what is not whole yet. What an earlier process left there goes, and in the end the folder does."""
+    folder = dst / UNFINISHED / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def install(folder: Path, target: Path) -> None:
@@ -739,16 +747,14 @@ def _run(args: argparse.Namespace, wanted: Wanted) -> int:
     videos = [video for video in videos if shard_of(video, shards) == index]
     missing = {video.folder: video.count for video in videos if video.source is None}
     videos = [video for video in videos if video.source]
-    with writing_to(dst), alone(dst, "all", shared=shards > 1), alone(dst, f"part{part}"):
-        extractor = Extractor(settings, dst, empty_folder(dst / UNFINISHED / f"part{part}"))
+    locks = alone(dst, "all", shared=shards > 1), alone(dst, f"part{part}")
+    with writing_to(dst), locks[0], locks[1], unfinished(dst, f"part{part}") as work:
+        extractor = Extractor(settings, dst, work)
         about = {"split": args.split, **vars(settings), "ffmpeg": extractor.version}
         with closing(Manifest(dst, part, about, missing)) as manifest:
             if args.verify:
                 return _verify(videos, manifest, dst, part, args.jobs)
-            try:
-                _extract(videos, manifest, extractor, args.jobs, only_sample=args.estimate)
-            finally:
-                shutil.rmtree(extractor.work, ignore_errors=True)
+            _extract(videos, manifest, extractor, args.jobs, only_sample=args.estimate)
         if args.estimate:
             return 0
         entries = [manifest.entries[video.folder] for video in videos]

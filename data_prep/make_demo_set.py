@@ -38,7 +38,6 @@ from utils import UserError, read_json, write_json
 
 VERSION = 1  # raise it when the same settings draw other pixels, so that no old set is completed with new videos
 SETTINGS_FILE = "demo_set.json"
-UNFINISHED = ".unfinished"  # videos are drawn in here and renamed into place when they are whole
 JPEG_QUALITY = 92
 
 Number = float | Array  # one value for the whole film, or one per frame (T,)
@@ -468,7 +467,7 @@ def write_video(out: Path, settings: Settings, split: str, name: str, index: int
     """Writes one video's frames as <split>/<class>/<video>/00001.jpg, ...; the folder is there when it is whole."""
     frames = draw_video(name, video_rng(settings.seed, name, index), settings.frames, settings.size)
     video = video_folder(out, split, name, index)
-    drawn = out / UNFINISHED / video.name
+    drawn = out / extract.UNFINISHED / video.name
     drawn.mkdir(parents=True)
     for number, frame in enumerate(frames, start=1):
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=JPEG_QUALITY, colorspace="RGB")
@@ -480,7 +479,7 @@ def write_video(out: Path, settings: Settings, split: str, name: str, index: int
 def make_demo_set(out: Path, settings: Settings, jobs: int = 1) -> int:
     """Draws the videos that `out` lacks, in `jobs` processes, and returns how many these were."""
     claim(out, settings)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    shutil.rmtree(out / extract.UNFINISHED, ignore_errors=True)
     places = ((name, index) for name in CLASSES for index in range(settings.videos_per_class))
     videos = [(split, *place) for place in places if (split := settings.split_of(*place))]
     missing = [video for video in videos if not video_folder(out, *video).exists()]
@@ -490,7 +489,7 @@ def make_demo_set(out: Path, settings: Settings, jobs: int = 1) -> int:
             written = pool.map(write, *zip(*missing, strict=True), chunksize=4)
             for _ in tqdm(written, total=len(missing), unit="video", disable=None):
                 pass
-        (out / UNFINISHED).rmdir()
+        (out / extract.UNFINISHED).rmdir()
     return len(missing)
 
 

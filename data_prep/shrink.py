@@ -87,11 +87,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--by {args.by} keeps images as they are, --size {args.size} changes them: add --by encode")
     put = {"copy": copy, "link": link, "encode": encoder(args.size, args.quality)}[args.by]
     settings = {"source": str(src), "frames": args.frames, "by": args.by, "size": args.size}
-    with extract.writing_to(dst), extract.alone(dst, "shrink"):
+    with extract.writing_to(dst), extract.alone(dst, "shrink"), extract.unfinished(dst, "shrink") as work:
         if (dst / SETTINGS_FILE).exists():
             extract.check_settings(read_json(dst / SETTINGS_FILE), settings, dst)
         write_json(dst / SETTINGS_FILE, settings)
-        work = extract.empty_folder(dst / extract.UNFINISHED / "shrink")
         videos = extract.video_folders(src)
         todo = [video for video in videos if not (dst / video).exists()]
         print(f"{len(videos):,} videos: {len(todo):,} to do")

@@ -469,6 +469,30 @@ def test_a_second_process_is_turned_away(mine, dst, capsys):
     assert run(extract_folder.main, mine, dst) == 0
 
 
+def test_no_lock_stays_when_the_work_is_done(src, dst, clip, tmp_path):
+    place(clip, *(src / "train" / "a" / f"{n}.mp4" for n in range(2)))
+    src_and_dst = ["--src", str(src), "--jobs", "1", "--dst"]
+    for flags in ([], ["--verify"], ["--fps", "5"]):
+        extract_folder.main([*src_and_dst, str(dst), *flags])
+    for shard in range(2):
+        assert run(extract_folder.main, src, tmp_path / "parts", "--shard", f"{shard}/2") == 0
+    assert merge_manifests.main([str(tmp_path / "parts")]) == 0
+    assert pack_lmdb.main([*src_and_dst, str(tmp_path / "packed")]) == 0
+    frames = ["--src", str(dst), "--jobs", "1", "--dst"]
+    assert shrink.main([*frames, str(tmp_path / "small"), "--frames", "2"]) == 0
+    assert annotate.main(["write", "--src", str(dst), "--dst", str(tmp_path / "lists")]) == 0
+    lists = ["--list", str(tmp_path / "lists/train.txt"), "--root", str(dst)]
+    assert annotate.main(["read", *lists, "--dst", str(tmp_path / "links")]) == 0
+    for folder in (dst, *(tmp_path / name for name in ("parts", "packed", "small", "links"))):
+        assert folder.is_dir()
+        assert not (folder / extract.UNFINISHED).exists(), folder
+    # What a killed process has left goes with the next one's.
+    (dst / extract.UNFINISHED / "part" / "half").mkdir(parents=True)
+    (dst / extract.UNFINISHED / "all.lock").touch()
+    assert run(extract_folder.main, src, dst) == 0
+    assert not (dst / extract.UNFINISHED).exists()
+
+
 def test_other_settings_are_not_mixed_into_a_data_set(mine, dst, capsys):
     run(extract_folder.main, mine, dst)
     assert run(extract_folder.main, mine, dst, "--short_side", 32) == 2

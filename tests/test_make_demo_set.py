@@ -11,7 +11,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_prep.make_demo_set import CLASSES, PAIRS, SETTINGS_FILE, UNFINISHED, draw_video, main
+from data_prep.extract import UNFINISHED
+from data_prep.make_demo_set import CLASSES, PAIRS, SETTINGS_FILE, draw_video, main
 
 TINY = ["--size", "16", "--frames", "3", "--videos_per_class", "2"]
 ALL_PAIRS = [pair for pairs in PAIRS.values() for pair in pairs]

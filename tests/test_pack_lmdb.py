@@ -35,7 +35,7 @@ def run(src: Path, dst: Path, *flags: str) -> int:
 
 def test_every_frame_and_count_is_kept(src, tmp_path):
     assert run(src, tmp_path / "packed") == 0
-    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [".unfinished", "train.lmdb", "val.lmdb"]
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["train.lmdb", "val.lmdb"]
     store = LmdbStore(tmp_path / "packed" / "train.lmdb")
     assert list(store.index["videos"]) == ["jump [x] é", "run"]
     assert store.index["videos"]["run"] == {f"#v {number}": 2 + number for number in (0, 2, 4, 6, 8)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import pickle
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from utils import (
     is_time,
     load_checkpoint,
     load_tensors,
+    locked,
     printable,
     read_json,
     save_checkpoint,
@@ -344,3 +347,44 @@ def test_versions_name_what_the_numbers_depend_on() -> None:
     found = versions()
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert {"python", "torchvision", "numpy", "pillow", "simplejpeg", "commit"} <= set(found)
+
+
+# Locks ---------------------------------------------------------------------------------------------------------------
+
+
+def count_up(folder: Path, times: int) -> int:
+    """Adds to a number in a file, which another process does too."""
+    for _ in range(times):
+        with locked(folder / "work/lock", wait=True):
+            number = int((folder / "number").read_text())
+            time.sleep(0.0005)
+            (folder / "number").write_text(str(number + 1))
+    return 0
+
+
+def test_one_process_at_a_time_holds_a_lock_and_its_file_goes(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=count_up, args=(tmp_path, 100)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert (tmp_path / "number").read_text() == "300"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_shared_lock_goes_with_the_last_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path, shared=True):
+        with locked(path, shared=True), pytest.raises(BlockingIOError), locked(path):
+            pass
+        assert path.exists()
+        with pytest.raises(BlockingIOError), locked(path):
+            pass
+    assert not path.exists()
+    with locked(path):
+        with pytest.raises(BlockingIOError), locked(path, shared=True):
+            pass
+        assert path.exists()
+    assert not path.exists()
