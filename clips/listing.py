@@ -274,7 +274,7 @@ def _with_a_bar(
     pool = ThreadPoolExecutor(max(8, len(os.sched_getaffinity(0))))
     try:
         saved = time.monotonic()
-        for _ in tqdm(pool.map(work, places), total=len(places), desc=doing, leave=False, **pace):
+        for _ in tqdm(pool.map(work, places), total=len(places), desc=doing, unit=" videos", leave=False, **pace):
             if time.monotonic() - saved > SECONDS_PER_SAVE:
                 save()
                 saved = time.monotonic()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from utils import FINAL, load_checkpoint
@@ -27,6 +28,20 @@ def results(folder: Path) -> dict[str, Any]:
 
 def weights(folder: Path, name: str = FINAL) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / name)["model"]
+
+
+def assert_same_answers(folder: Path, other: Path, *, near: float = 1e-4) -> None:
+    """Two tests of run.py whose batches hold other videos together, so that logits differ in their last bits: the same
+    queries with confidences that are `near`, and the same answers, but for one at most whose two likeliest classes tie."""
+    pairs = list(zip(rows(folder, "predictions.csv"), rows(other, "predictions.csv"), strict=True))
+    for row, same in pairs:
+        assert [row[name] for name in ("task", "video", "true")] == [same[name] for name in ("task", "video", "true")]
+        assert float(row["confidence"]) == pytest.approx(float(same["confidence"]), abs=near)
+    ties = [row for row, same in pairs if row["predicted"] != same["predicted"]]
+    assert len(ties) <= 1
+    assert all(float(row["confidence"]) < 0.5 + near for row in ties)
+    share = 100 * len(ties) / len(pairs)
+    assert results(folder)["accuracy"] == pytest.approx(results(other)["accuracy"], abs=share + 1e-9)
 
 
 def live_many_lives(

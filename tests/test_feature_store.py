@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Program, tiny_run
+from run_folders import assert_same_answers, rows
 
 import run
 from clips.transforms import ClipTransform, InputSpec
@@ -58,13 +59,10 @@ def test_stored_features_give_the_logits_that_frames_give(method: str, dataset: 
 
 
 def test_direct_and_stored_tests_answer_every_query_alike(dataset: Path, tmp_path: Path, program: Program) -> None:
-    answers = []
     for name, flags in {"stored": [], "direct": ["--direct"]}.items():
         program(*tiny_run(dataset, tmp_path / name, "-i", 0, "--num_test_tasks", 20, *flags))
-        with open(tmp_path / name / "predictions.csv", newline="", encoding="utf-8") as file:
-            answers.append([(row["task"], row["video"], row["true"], row["predicted"]) for row in csv.DictReader(file)])
-    assert answers[0] == answers[1]
-    assert len(answers[0]) == 40
+    assert_same_answers(tmp_path / "stored", tmp_path / "direct")
+    assert len(rows(tmp_path / "stored", "predictions.csv")) == 40
 
 
 def test_each_video_is_read_once_however_many_episodes_ask_for_it(

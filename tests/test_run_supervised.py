@@ -909,7 +909,8 @@ def test_a_test_of_fewer_classes_keeps_the_numbers_of_the_training(
     shutil.rmtree(own_labelled / "test/clap")
     program("-c", own_run, "--test_only", "--dataset", own_labelled, "--num_workers", 0)
     found, expected = (ViewScores.load(folder / "scores.npz") for folder in (own_run, finished))
-    np.testing.assert_array_equal(found.logits, expected.logits[3:])
+    # Other videos are in a batch together now, so sums may be rounded otherwise.
+    np.testing.assert_allclose(found.logits, expected.logits[3:], rtol=1e-5, atol=1e-7)
     assert found.labels.tolist() == expected.labels[3:].tolist()
     right = found.fused().argmax(axis=1) == found.labels[:, 0]
     assert results(own_run)["mean_class_accuracy"] == pytest.approx(100 * right.reshape(2, 3).mean())

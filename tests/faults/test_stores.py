@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import Program, tiny_run
 from jobs import as_one_job, nth, quietly, signalled_when
-from run_folders import results
+from run_folders import assert_same_answers
 from supervised_runs import supervised_run
 
 import run
@@ -86,9 +86,7 @@ def test_a_damaged_feature_store_is_named_and_gives_the_same_accuracy(
     damage(path)
     for folder in ("after", "later"):
         said = program(*tiny_run(dataset, tmp_path / folder, *TEST, "--features", kept / "features"))
-        answers = [(place / "predictions.csv").read_bytes() for place in (tmp_path / folder, kept / "run")]
-        assert answers[0] == answers[1]
-        assert results(tmp_path / folder)["accuracy"] == results(kept / "run")["accuracy"]
+        assert_same_answers(tmp_path / folder, kept / "run")
         assert ("is damaged" in said) == (folder == "after")  # and mended
     assert "is damaged" in (tmp_path / "after/log.txt").read_text()
 
@@ -98,7 +96,7 @@ def test_processes_of_a_job_mend_a_store_together(kept: Path, dataset: Path, tmp
     cut(path)
     argv = tiny_run(dataset, tmp_path / "run", *TEST, "--features", kept / "features")
     assert as_one_job([argv, argv], run.main) == [0, 0]
-    assert (tmp_path / "run/predictions.csv").read_bytes() == (kept / "run/predictions.csv").read_bytes()
+    assert_same_answers(tmp_path / "run", kept / "run")
     assert (tmp_path / "run/log.txt").read_text().count("is damaged") == 2  # the file, and its rows
 
 
