@@ -79,7 +79,7 @@ class Declaring(argparse._ActionsContainer):
         action.of_model = of_model or (getattr(self, "title", None) or "").startswith(("model", "method"))
         return action
 
-    def add_mutually_exclusive_group(self, **options: Any) -> Alternatives:  # type: ignore[override]
+    def add_mutually_exclusive_group(self, **options: Any) -> Alternatives:
         group = Alternatives(self, **options)
         self._mutually_exclusive_groups.append(group)
         return group
