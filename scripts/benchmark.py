@@ -41,7 +41,7 @@ import methods
 import run
 from clips.transforms import ClipTransform
 from clips.video_split import Split
-from engine.command_line import Parser, exit_code
+from engine.command_line import Parser, arguments, exit_code
 from engine.devices import autocast, default_device, keep_freed_memory, use_channels_last
 from engine.episode_calls import EPISODES_PER_CALL
 from engine.settings import build_parser
@@ -454,9 +454,8 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()  # as the programs do; what they are compared with has the good of it too
-    return exit_code(lambda: benchmark(args))
+    return exit_code(lambda: benchmark(parse_args(arguments(argv))))
 
 
 if __name__ == "__main__":

@@ -303,7 +303,7 @@ def test_a_backbone_from_ones_own_file(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
         "from backbones import FrameBackbone\n"
-        "from transforms import InputSpec\n"
+        "from clips.transforms import InputSpec\n"
         "def tiny(*, seq_len, width=5):\n"
         "    net = nn.Conv2d(3, width, 3)\n"
         "    return FrameBackbone(net, feature_dim=width, input_spec=InputSpec(size=8), seq_len=seq_len)\n"

@@ -40,7 +40,8 @@ def test_an_example_trains_and_is_tested_by_its_file_name(example: str, dataset:
     weights = torch.load(folder / "checkpoint_final.pt", weights_only=True)["model"]["weights"]
     assert weights.shape == (3,)
     assert not torch.equal(weights, torch.ones(3)), "trained"
-    assert run.main(["-c", str(folder), "--test_only", "--shot_test", "2", "--num_workers", "0"]) == 0
+    again = ["-c", str(folder), "--test_only", "--method", example, "--shot_test", "2", "--num_workers", "0"]
+    assert run.main(again) == 0
 
 
 @pytest.mark.parametrize("example", ["README.md"], indirect=True)

@@ -311,7 +311,7 @@ def test_a_restarted_process_goes_on_and_a_first_start_begins(tmp_path: Path, mo
         ("--frames_per_call 8", "add --bn frozen"),
         ("--tasks_per_call 3 --tasks_per_batch 4", "expected a divisor of --tasks_per_batch 4"),
         ("--compile --checkpoint_activations", "give one of them"),
-        ("--timeout 0", "expected a positive number of seconds"),
+        ("--timeout 0", "--timeout is 0.0: expected more than 0"),
         ("--num_gpus 99", "but this machine has"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,16 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 @pytest.mark.parametrize("program", ["run.py", "run_supervised.py"])
 def test_ctrl_c_during_the_imports_prints_nothing(program: str) -> None:
     command = [sys.executable, program, "--list"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    # Ctrl-C as a terminal has it: what a shell starts in the background ignores it.
+    as_in_a_terminal = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    ) as process:
         wait(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), "it never imported torch")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
