@@ -113,7 +113,7 @@ def build_backbone(
     """The backbone `name` for clips of `seq_len` frames.
 
     name: a key of BACKBONES, 'timm:NAME' for a network of timm, 'hf:FOLDER' for a video transformer in a Hugging Face
-    folder, or 'path/to/file.py:function' of one's own that takes `seq_len`.
+    folder, or 'path/to/file.py:function' of the user's own that takes `seq_len`.
     pretrained: False for random weights, True for the table's (downloaded once) or the folder's, the path of a file, or
     torchvision weights by name, such as 'ResNet50_Weights.IMAGENET1K_V2'. inflation: how 2D weights become 3D kernels, see
     weights.load_weights. options: keywords of the backbone's builder.

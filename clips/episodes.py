@@ -239,7 +239,7 @@ def _check_sealed(content: dict[str, Any]) -> None:
 
 
 def _check_sealed_task(task: Any, sizes: dict[str, Any]) -> None:
-    """An episode of as many classes and videos as was said, each of them once."""
+    """An episode of as many classes and videos as the file says, each of them once."""
     if not isinstance(task, list) or len(task) != sizes["way"]:
         raise ValueError(f"expected a list of {sizes['way']} classes, found {_shown(task)}")
     lengths = {"target": sizes["queries_per_class"], "support": sizes["shot"], "strangers": sizes["noisy_support"]}

@@ -32,7 +32,7 @@ from utils import UserError, locked
 
 Paths = dict[str, dict[str, str]]  # {class: {video: path}}, both in alphabetical order
 Counts = dict[str, dict[str, int]]  # {class: {video: number of frames}}
-Remarks = dict[tuple[str, str], str]  # {(class, video): what is to be said of it}
+Remarks = dict[tuple[str, str], str]  # {(class, video): a remark on it}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ def the_others(names: Sequence[str]) -> str:
 
 
 def frames_in_folder(path: str) -> tuple[int, str]:
-    """(the number of frames in a folder, what is to be said of it: why there is none, or which images are no frames)."""
+    """(the number of frames in a folder, a remark: why there is none, or which images are no frames)."""
     try:
         frames, others = frames_and_others(path)
     except BadVideo as error:

@@ -198,7 +198,7 @@ def annotate(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: annotate(parse_args(arguments(argv))), resume=extract.GOES_ON)
+    return exit_code(lambda: annotate(parse_args(arguments(argv))), resume=extract.RESUME)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A data set's script says which videos its split asks for (`Video`); `main` here does the rest. ffmpeg turns each video
 into images in a folder of its own, which is renamed into place when it is whole; so whatever stops a run, what lies in
-place is finished, and the same command goes on with the rest.
+place is finished, and the same command resumes with the rest.
 
     <dst>/{train,val,test}/<class>/<video>/00001.jpg ...    blanks in class names become '_'
     <dst>/manifest.jsonl                                    settings, then a line per video: its frames, or why none
@@ -492,7 +492,7 @@ def _starts_with(image: Path, start: bytes) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Many videos: locks, the manifest, going on
+# Many videos: locks, the manifest, resuming
 
 
 @contextmanager
@@ -598,7 +598,7 @@ def read_entries(files: Iterable[Path], settings: Mapping[str, Any]) -> dict[str
 
 
 def check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], dst: Path) -> None:
-    """Raises UserError where a data set that was begun with other settings is to be gone on with."""
+    """Raises UserError where a data set that was begun with other settings would be resumed."""
     for name, value in asked.items():
         if name != "ffmpeg" and made.get(name) != value:
             raise UserError(
@@ -611,7 +611,7 @@ def check_settings(made: Mapping[str, Any], asked: Mapping[str, Any], dst: Path)
 # The command
 
 
-GOES_ON = ": the same command goes on from here"  # what a stopped script says
+RESUME = ": the same command resumes from here"  # what a stopped script prints
 
 
 def size(text: str) -> str:
@@ -642,7 +642,7 @@ def build_parser(doc: str | None, epilog: str = "") -> Parser:
     parser = Parser(doc, epilog=epilog)
     what = parser.add_argument_group("what")
     what.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="the download, unpacked; is only read")
-    what.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make or to go on with")
+    what.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the data set to make or to resume")
 
     frames = parser.add_argument_group("frames")
     shape = frames.add_mutually_exclusive_group()
@@ -709,7 +709,7 @@ def add_jobs(group: Any, meaning: str) -> None:
 
 def main(parser: Parser, wanted: Wanted, argv: Sequence[str] | None) -> int:
     """Parses, extracts, reports. Exit code 0: all there; 1: something missing, failed or damaged; else as `exit_code`."""
-    return exit_code(lambda: _run(parser.parse_args(arguments(argv)), wanted), resume=GOES_ON)
+    return exit_code(lambda: _run(parser.parse_args(arguments(argv)), wanted), resume=RESUME)
 
 
 @contextmanager

@@ -8,7 +8,7 @@
 A video of the second class of a pair is drawn as one of the first and then run backwards. So the frames of the two
 classes have the same distribution and only their order tells them apart: a method that averages frames has to guess.
 Shapes, colours, textures, backgrounds, places, speeds, bystanders and the camera's shake change from video to video.
-Each video depends on (seed, class, index) alone, whatever the number of processes; a stopped run goes on where it was.
+Each video depends on (seed, class, index) alone, whatever the number of processes; a stopped run resumes where it was.
 """
 
 from __future__ import annotations
@@ -512,7 +512,7 @@ def draw_picture(settings: Settings, strip: int = 6) -> Image.Image:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the set: new, empty, or one to go on with")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the set: new, empty, or one to resume")
     parser.add_argument("--size", type=int, default=64, least=16, help="height and width of a frame, in pixels")
     parser.add_argument(
         "--frames", type=int, default=12, least=2, help="frames per video; at least what a method samples"
@@ -541,7 +541,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.RESUME)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python data_prep/merge_manifests.py data/k400
 
-The one manifest takes their place; later runs of the extraction, whole or in parts, go on from it.
+The one manifest takes their place; later runs of the extraction, whole or in parts, resume from it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.RESUME)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python data_prep/pack_lmdb.py --src videos --dst videos_lmdb                  # video files: their bytes
     python data_prep/pack_lmdb.py --src data/ucf101 --dst data/ucf101_lmdb --verify
 
-Bytes are packed as they are, so a packed data set gives the same pixels. A run that was stopped goes on with the videos
+Bytes are packed as they are, so a packed data set gives the same pixels. A run that was stopped resumes with the videos
 that are not in yet; a video that is in is not looked at again.
 """
 
@@ -221,14 +221,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="{train,val,test}/<class>/ with folders of frames or video files; is only read",
     )
-    parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="where train.lmdb, ... go or go on")
+    parser.add_argument(
+        "--dst", type=Path, required=True, metavar="FOLDER", help="where train.lmdb, ... are written, or resumed"
+    )
     parser.add_argument("--verify", action="store_true", help="pack nothing, compare what is packed with the source")
     extract.add_jobs(parser, "videos read at a time")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.RESUME)
 
 
 if __name__ == "__main__":

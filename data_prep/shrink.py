@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--src", type=Path, required=True, metavar="FOLDER", help="a data set of frames; is only read")
-    parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the small one to make or go on with")
+    parser.add_argument("--dst", type=Path, required=True, metavar="FOLDER", help="the small one to make or to resume")
     parser.add_argument(
         "--frames",
         type=int,
@@ -140,7 +140,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.GOES_ON)
+    return exit_code(lambda: run(parse_args(arguments(argv))), resume=extract.RESUME)
 
 
 if __name__ == "__main__":

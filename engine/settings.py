@@ -27,7 +27,7 @@ Methods = Mapping[str, type[Any]]
 
 
 def build_parser(methods: Methods, own_method: type[Any] | None = None, *, description: str | None = None) -> Parser:
-    """All flags, with those of every method, and of one's own method class if it declares any."""
+    """All flags, with those of every method, and of the user's own method class if it declares any."""
     parser = Parser(description, recipes=True)
     add_run_flags(parser, unit="task", print_freq=1000, save_freq=5000)
     group = add_speed_flags(parser)
@@ -158,7 +158,7 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
     )  # fmt: skip
 
     group = parser.add_argument_group("model")
-    group.add_argument("--method", default="trx", help=f"{', '.join(methods)}, or path/to/file.py:Class of one's own")
+    group.add_argument("--method", default="trx", help=f"{', '.join(methods)}, or path/to/file.py:Class of your own")
     add_backbone_flags(group, default="resnet50")
 
     for name, head in methods.items():

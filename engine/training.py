@@ -131,7 +131,7 @@ class Training:
         self.checkpoint = self.starting_checkpoint()
         self.progress = self.progress_type()
 
-        self.splits = self.open_splits()  # first: what is missing is said before weights are loaded or downloaded
+        self.splits = self.open_splits()  # first: what is missing is named before weights are loaded or downloaded
         seed_everything(args.seed)
         use_tf32(not args.no_tf32)
         self.model = self.build_model()

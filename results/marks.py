@@ -11,7 +11,7 @@ CHOSEN_ON_TEST, CHOSEN_ON_THESE = "chosen on test", "chosen on these videos"
 def marks(results: Mapping[str, Any]) -> list[str]:
     """Labels of whatever makes a test other than an ordinary one; none of an ordinary test.
 
-    results: the content of a results.json of either program, of any age: what it does not hold is not said. Labels are
+    results: the content of a results.json of either program, of any age: what it does not hold gets no label. Labels are
 
     1 noisy shot              of the support videos of each class, so many show other classes (--noisy_support)
     chosen on test            the checkpoint is the best on the test split (--val_on_test): comparable with nothing

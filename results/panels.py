@@ -353,7 +353,7 @@ class VideoRow(NamedTuple):
 
 
 def rows_of(episode: Episode, query: int) -> list[VideoRow]:
-    """The query, and of its likeliest classes the shot that is most like it, or the first where none is said to be."""
+    """The query, and of its likeliest classes the shot that is most like it, or the first where no shot logits are given."""
     shot_logits = episode.explanation.get("shot_logits")
     best = [0] * len(episode.classes) if shot_logits is None else episode.best_shots(shot_logits[query])
     rows = [VideoRow(f"query {query}", LIGHT["ink"], episode.target[query], "target", (query,))]

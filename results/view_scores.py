@@ -1,4 +1,4 @@
-"""What a recogniser said of every view of every test video, and what follows from it: fused scores and accuracies.
+"""The logits of a recogniser for every view of every test video, and what follows from them: fused scores and accuracies.
 
 Letters: V videos, A views of each (crops times clips), C classes, L most labels of a video.
 """

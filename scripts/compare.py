@@ -9,7 +9,7 @@ own intervals suggest. An episode is won by the run that recognises more of its 
 and shot of each run, whose answers predictions.csv holds; accuracies at further sizes are shown where all runs have them.
 
 A run may have been tested several times: its earlier tests are results_1.json, results_2.json, ... The latest are compared,
-or where these do not fit together, the tests of the runs that do. What makes a test other than an ordinary one is said with
+or where these do not fit together, the tests of the runs that do. What makes a test other than an ordinary one stands with
 its numbers: noisy support, chosen on test, untrained, sealed episodes, precision.
 """
 

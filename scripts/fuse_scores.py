@@ -181,7 +181,7 @@ def read_ensemble(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is said of it
+# Tables and files
 
 
 def accuracy_table(ensemble: Ensemble) -> list[Row]:

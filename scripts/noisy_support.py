@@ -1,7 +1,7 @@
 """How much do methods lose when support videos are of the wrong class? Trains and tests on the demo set, prints a table.
 
     python scripts/noisy_support.py                                    what docs/results.md shows
-    python scripts/noisy_support.py --methods trx otam --noise 0 2     methods and numbers of wrong videos of one's own
+    python scripts/noisy_support.py --methods trx otam --noise 0 2     other methods and numbers of wrong videos
 
 Every method is trained on clean episodes, by scripts/quickstart.args, and tested at 5-way 5-shot on the same episodes, in
 which NOISE of the 5 support videos of each class come from other classes. What is finished is not done again.

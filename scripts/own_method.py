@@ -1,4 +1,4 @@
-"""A few-shot method of one's own, as an example to start from. Nothing in the library has to be edited:
+"""A few-shot method of your own, as an example to start from. Nothing in the library has to be edited:
 
     python run.py -c runs/own --dataset demo --method scripts/own_method.py:OrderedMean --start_weight 0.5
 

@@ -2,7 +2,7 @@
 # From nothing to an accuracy in minutes: draws the demo set, trains and tests methods on it, and compares them.
 #
 #   bash scripts/quickstart.sh               everything goes to demo/ and runs/quickstart/ in the project's folder
-#   bash scripts/quickstart.sh tsn trx pal   methods of one's own choice
+#   bash scripts/quickstart.sh tsn trx pal   methods of your choice
 #
 # A second call resumes where the first was stopped, and repeats nothing that is finished.
 set -euo pipefail

@@ -611,7 +611,7 @@ def test_every_script_answers_a_wrong_flag_and_ctrl_c_alike(mine, tmp_path, caps
         with monkeypatch.context() as patch:
             patch.setattr(module, {extract_folder: "labelled", annotate: "write"}.get(module, "run"), interrupted)
             assert module.main(words) == 130
-        assert capsys.readouterr().err == "stopped: the same command goes on from here\n"
+        assert capsys.readouterr().err == "stopped: the same command resumes from here\n"
 
 
 def test_scripts_run_from_anywhere(tmp_path):

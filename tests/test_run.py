@@ -51,7 +51,7 @@ def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may go on with."""
+    """A copy of the finished run that a test may resume."""
     return Path(shutil.copytree(finished, tmp_path / "own run"))
 
 
