@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones import BACKBONES
 from clips.episodes import episodes_fingerprint
 from clips.video_split import Split
 from engine.episode_calls import EpisodeCalls, episode_of
@@ -340,6 +341,7 @@ class Learner(Training):
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
             **origin(checkpoint),
+            "untrained": self.is_untrained(checkpoint),
             "precision": args.precision,
         }
         labels = marks(about)
@@ -361,6 +363,10 @@ class Learner(Training):
                 self.run.log(f"test: {size['accuracy']:.2f} +/- {size['ci95']:.2f} %  ({', '.join(how)})")
         results = {**sizes[0], **about, "marks": labels, "sizes": sizes, "versions": versions()}
         self.write_results(results, predictions[0])
+        if results["untrained"]:
+            self.run.log(
+                "UNTRAINED: weights of this model have only ever been random, which says nothing of the method"
+            )
         if results["selected_on"] == "test":
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
         chance = 100 / ways[0]
@@ -369,6 +375,15 @@ class Learner(Training):
                 f"this is close to chance ({chance:.0f} %): expected after few tasks from random weights; train longer, or "
                 "start from pretrained weights"
             )
+
+    def is_untrained(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether weights of the backbone or of the head have only ever been random. A head's factor on its logits, a
+        single number, does not count: it changes no answer."""
+        if checkpoint.get("untrained", checkpoint["progress"]["tasks_done"] == 0):
+            names = [name for name, weight in self.model.named_parameters() if weight.ndim]
+            random_backbone = self.args.no_pretrained and self.args.backbone in BACKBONES
+            return random_backbone or not all(name.startswith("backbone.") for name in names)
+        return False
 
     def write_results(self, results: dict[str, Any], predictions: Predictions) -> None:
         if not self.run.writes:

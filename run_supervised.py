@@ -153,13 +153,19 @@ class Trainer(Training):
         return videos
 
     def build_model(self) -> Recogniser:
-        model = build_recogniser(self.args, len(self.classes), load_pretrained=self.checkpoint is None)
-        if self.args.tune_from and self.checkpoint is None:
-            self.tune_from(model, Path(self.args.tune_from))
+        args = self.args
+        model = build_recogniser(args, len(self.classes), load_pretrained=self.checkpoint is None)
+        self.classifier_is_new = self.checkpoint is None or is_untrained(self.checkpoint)
+        if args.tune_from and self.checkpoint is None:
+            self.classifier_is_new = not self.tune_from(model, Path(args.tune_from))
+        if not self.trains and self.classifier_is_new:
+            check_untrained(args.test_model_name if args.test_only else "--epochs 0", args)
+        elif args.untrained:
+            self.run.log("warning: --untrained has no effect, as the classifier is trained")
         return model
 
-    def tune_from(self, model: Recogniser, path: Path) -> None:
-        """Takes the backbone of another recogniser, and its classifier where the classes are the same."""
+    def tune_from(self, model: Recogniser, path: Path) -> bool:
+        """Takes the backbone of another recogniser, and its classifier where the classes are the same. Returns whether."""
         content = load_tensors(path)
         state = state_dict_in(content, str(path))
         report = load_weights(getattr(model.backbone, "net", model.backbone), state, str(path))
@@ -169,6 +175,7 @@ class Trainer(Training):
                 {name: state[f"classifier.{name}"] for name in model.classifier.state_dict()}
             )
         self.run.log(f"{report}; {'with its classifier' if same else 'with a new classifier'}")
+        return same and not is_untrained(content)
 
     def prepare_data(self) -> None:
         args, size = self.args, self.input_spec.size
@@ -363,6 +370,8 @@ class Trainer(Training):
         """Tests the weights of a checkpoint; writes scores.npz, predictions.csv and results.json."""
         args = self.args
         checkpoint = load_checkpoint(checkpoint_path)
+        if untrained := is_untrained(checkpoint):
+            check_untrained(str(checkpoint_path), args)
         load_model_state(self.model, checkpoint, checkpoint_path)
         steps_done = checkpoint["progress"]["steps_done"]
         key = {"checkpoint": checkpoint_path.name, "steps": steps_done}
@@ -382,6 +391,7 @@ class Trainer(Training):
             "checkpoint": checkpoint_path.name,
             "checkpoint_steps": steps_done,
             "selected_on": "val" if checkpoint_path.name == BEST else "nothing",
+            "untrained": untrained,
             "precision": args.precision,
             "versions": versions(),
         }
@@ -402,6 +412,8 @@ class Trainer(Training):
         self.run.log(f"test on {self.tested}: {in_words(found)}  ({how})")
         if chosen:
             self.run.log("this checkpoint was CHOSEN ON THESE VIDEOS: a figure to publish is that of the final one, -m")
+        if untrained:
+            self.run.log("the classifier is UNTRAINED (--untrained): this says nothing of the network")
 
     def retire_results(self) -> None:
         if (self.run.path / "results.json").exists():
@@ -413,7 +425,22 @@ class Trainer(Training):
         return FINAL if self.tested == "val" else None
 
     def save(self, name: str, **more: Any) -> None:
-        super().save(name, classes=self.classes, **more)
+        untrained = self.classifier_is_new and self.progress.steps_done == 0
+        super().save(name, classes=self.classes, untrained=untrained, **more)
+
+
+def is_untrained(checkpoint: dict[str, Any]) -> bool:
+    """Whether the classifier in it was never trained, here or elsewhere."""
+    return bool(checkpoint.get("untrained", checkpoint["progress"]["steps_done"] == 0))
+
+
+def check_untrained(source: str, args: argparse.Namespace) -> None:
+    """Raises UserError where numbers of an untrained classifier are not what was asked for."""
+    if not args.untrained:
+        raise UserError(
+            f"{source} would test a classifier that nothing has trained, which answers at random: train it, give a trained "
+            "recogniser of the same classes with --tune_from, or add --untrained to have its numbers, marked so"
+        )
 
 
 if __name__ == "__main__":

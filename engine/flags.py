@@ -292,5 +292,5 @@ def find_checkpoint(folder: Path, name: str | None) -> Path:
             return path
     raise UserError(
         f"{folder} holds no checkpoint to test: give one with -m, or test a model as it is initialised, with -i 0 (run.py) "
-        "or --epochs 0 (run_supervised.py), instead of --test_only"
+        "or --epochs 0 --untrained (run_supervised.py), instead of --test_only"
     )

@@ -111,7 +111,7 @@ def build_parser(*, description: str | None = None) -> Parser:
     )  # fmt: skip
 
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=50, least=0, resumable=True, help="0: test as initialised")
+    group.add_argument("--epochs", type=int, default=50, least=0, resumable=True, help="0: test without training")
     group.add_argument(
         "--batch_size", "-b", type=int, default=64, least=1, help="clips of an optimiser step, of all processes"
     )
@@ -167,6 +167,10 @@ def build_parser(*, description: str | None = None) -> Parser:
     group.add_argument(
         "--clips", choices=["fixed", "random"], default="fixed", resumable=True,
         help="of tests: always the same, or drawn as in training, the same again with the same seed",
+    )  # fmt: skip
+    group.add_argument(
+        "--untrained", action="store_true", per_start=True,
+        help="test a classifier that nothing has trained, which is refused otherwise; results are marked so",
     )  # fmt: skip
     group.add_argument("--crop_size", resumable=True, **PIXELS, help="side of test crops, pixels; unset: as --img_size")
     group.add_argument(

@@ -16,7 +16,8 @@ def marks(results: Mapping[str, Any]) -> list[str]:
     1 noisy shot              of the support videos of each class, so many show other classes (--noisy_support)
     chosen on test            the checkpoint is the best on the test split (--val_on_test): comparable with nothing
     chosen on these videos    the checkpoint is the best on the very videos that it was tested on
-    untrained                 no task or step of the run has trained it; its weights may still come from elsewhere
+    untrained                 weights of it have only ever been random; of results that do not say so, no task or step of
+                              the run has trained it
     sealed episodes           they were read from a file (--episodes)
     2 videos left out         they could not be read (--on_bad_video skip)
     bf16, fp16                the precision, where it is not fp32
@@ -28,7 +29,7 @@ def marks(results: Mapping[str, Any]) -> list[str]:
         counted(noisy or 0, "noisy shot"): noisy,
         CHOSEN_ON_TEST: chosen_on == "test",
         CHOSEN_ON_THESE: chosen_on == "val" == results.get("split"),
-        "untrained": trained == 0,
+        "untrained": results.get("untrained", trained == 0),
         "sealed episodes": results.get("sealed_episodes"),
         f"{counted(left_out or 0, 'video')} left out": left_out,
         f"{precision}": precision not in (None, "fp32"),

@@ -118,6 +118,7 @@ def test_results_say_all_that_a_comparison_needs(finished: Path, dataset: Path) 
     known = {
         "way": 2, "shot": 1, "queries_per_class": 1, "tasks": 3, "seed": 0, "split": "test", "method": "tsn",
         "backbone": "conv4", "checkpoint": BEST, "selected_on": "val", "precision": "fp32", "dataset": str(dataset),
+        "untrained": False,
     }  # fmt: skip
     assert {name: found[name] for name in known} == known
     assert found["split_fingerprint"] == Split.open(dataset, "test").fingerprint
@@ -296,9 +297,21 @@ def test_several_tasks_in_a_call_are_several_tasks(dataset: Path, tmp_path: Path
 
 
 def test_zero_tasks_test_the_model_as_it_is_initialised(dataset: Path, tmp_path: Path, program: Program) -> None:
-    program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
+    assert "UNTRAINED" in program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
     found = results(tmp_path / "run")
     assert (found["checkpoint"], found["checkpoint_tasks"], found["selected_on"]) == (FINAL, 0, "nothing")
+    assert found["untrained"] is True
+
+
+@pytest.mark.parametrize(("method", "untrained"), [("tsn", False), ("otam", False), ("trx", True), ("pal", True)])
+def test_untrained_weights_of_a_head_are_marked_under_a_trained_backbone(
+    method: str, untrained: bool, dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A factor on all logits is no such weight: it changes no answer."""
+    argv = [flag for flag in tiny_run(dataset, tmp_path / "run", "-i", 0) if flag != "--no_pretrained"]
+    assert run.main([*argv, "-pt", str(finished / FINAL), "--method", method]) == 0
+    assert results(tmp_path / "run")["untrained"] is untrained
+    assert ("UNTRAINED" in capsys.readouterr().out) is untrained
 
 
 # Which videos are seen when ------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_results_say_all_that_a_comparison_needs(finished: Path, labelled: Path)
     known = {
         "videos": 9, "seed": 0, "split": "test", "dataset": str(labelled), "protocol": f"{PROTOCOL}, mean of logits",
         "views": 1, "left_out": 0, "backbone": "conv4", "checkpoint": BEST, "selected_on": "val", "precision": "fp32",
+        "untrained": False,
     }  # fmt: skip
     assert {name: found[name] for name in known} == known
     assert found["checkpoint_steps"] in (3, 6)
@@ -566,7 +567,7 @@ def test_logits_of_views_are_those_of_each_view_by_itself(
     assert results(own_run)["views"] == crops * clips
     scores = ViewScores.load(own_run / "scores.npz")
     assert scores.logits.shape == (4, crops * clips, 3)
-    model = trainer_of(supervised_run(labelled, own_run.parent / "by hand", "--epochs", 0)).model.double().eval()
+    model = trainer_of(supervised_run(labelled, own_run.parent / "by hand", "--epochs", 1)).model.double().eval()
     model.load_state_dict(weights(own_run))
     with torch.inference_mode():
         for name, logits in zip(scores.videos, scores.logits, strict=True):
@@ -670,11 +671,28 @@ def test_the_best_of_the_validations_is_tested(
     assert load_checkpoint(tmp_path / "run" / FINAL)["progress"]["best_accuracy"] == 60
 
 
-def test_zero_epochs_test_the_model_as_it_is_initialised(labelled: Path, tmp_path: Path, program: Program) -> None:
-    program(*supervised_run(labelled, tmp_path / "run", "--epochs", 0))
+def test_an_untrained_classifier_is_tested_only_where_that_is_asked_for(
+    labelled: Path, finished: Path, tmp_path: Path, program: Program
+) -> None:
+    untrained = supervised_run(labelled, tmp_path / "run", "--epochs", 0)
+    assert_says(program.fails(*untrained), "^--epochs 0 would test a classifier that nothing has trained.*--untrained")
+    assert not (tmp_path / "run").exists()
+    assert "the classifier is UNTRAINED" in program(*untrained, "--untrained")
     found = results(tmp_path / "run")
     assert (found["checkpoint"], found["checkpoint_steps"], found["selected_on"]) == (FINAL, 0, "nothing")
     assert found["marks"] == ["untrained"]
+    assert found["untrained"] is True
+    again = ["-c", tmp_path / "again", "--test_only", "-m", tmp_path / "run" / FINAL]
+    assert_says(program.fails(*again), f"{FINAL} would test a classifier that nothing has trained")
+    tuned = supervised_run(labelled, tmp_path / "again", "--epochs", 0, "--tune_from", tmp_path / "run" / FINAL)
+    assert_says(program.fails(*tuned), "would test a classifier that nothing has trained")
+    program(*again, "--untrained")
+    assert results(tmp_path / "again")["untrained"] is True
+    program("-c", tmp_path / "run", "-r", "--epochs", 1, "--num_workers", 0)
+    assert results(tmp_path / "run")["untrained"] is False
+    trained = ["-c", tmp_path / "trained", "--test_only", "-m", finished / FINAL, "--untrained"]
+    assert "warning: --untrained has no effect" in program(*trained)
+    assert results(tmp_path / "trained")["untrained"] is False
 
 
 def test_videos_without_labels_are_answered_and_not_counted(
@@ -790,6 +808,7 @@ def test_tuning_takes_the_classifier_where_the_classes_are_the_same(
     out = program(*supervised_run(labelled, tmp_path / "run", "--epochs", 0, "--tune_from", finished / FINAL))
     assert "0 missing, 0 unexpected; with its classifier" in out
     assert same_weights(weights(tmp_path / "run"), weights(finished))
+    assert results(tmp_path / "run")["untrained"] is False
 
 
 def test_tuning_on_other_classes_starts_a_new_classifier(
@@ -797,7 +816,7 @@ def test_tuning_on_other_classes_starts_a_new_classifier(
 ) -> None:
     for split in LABELLED_VIDEOS:
         (own_labelled / split / "wave").rename(own_labelled / split / "walk")  # as many, one of them another
-    flags = ["--epochs", 0, "--tune_from", finished / FINAL]
+    flags = ["--epochs", 0, "--untrained", "--tune_from", finished / FINAL]
     out = program(*supervised_run(own_labelled, tmp_path / "run", *flags))
     assert "with a new classifier" in out
     found, expected = weights(tmp_path / "run"), weights(finished)
@@ -834,7 +853,8 @@ def test_a_few_shot_backbone_goes_on_into_supervised_training(
     dataset: Path, labelled: Path, tmp_path: Path, few_shot: Program, program: Program
 ) -> None:
     few_shot(*tiny_run(dataset, tmp_path / "few", "-i", 2, "-lr", 0.1, "--backbone_options", "width=8"))
-    out = program(*supervised_run(labelled, tmp_path / "run", "--epochs", 0, "--tune_from", tmp_path / "few" / FINAL))
+    flags = ["--epochs", 0, "--untrained", "--tune_from", tmp_path / "few" / FINAL]
+    out = program(*supervised_run(labelled, tmp_path / "run", *flags))
     assert "with a new classifier" in out
     assert same_weights(backbone_of(weights(tmp_path / "run")), backbone_of(weights(tmp_path / "few")))
 
