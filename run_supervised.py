@@ -35,18 +35,40 @@ from torch import Tensor
 
 from backbones.figures import print_backbones
 from backbones.recogniser import Recogniser
+from backbones.released import released
+from backbones.weight_files import read_content
 from backbones.weights import load_weights, state_dict_in
 from clips.clip_dataset import ClipDataset, ViewDataset, read_batches, steps_per_epoch
 from clips.labelled_videos import LabelledVideos, mirrors_by_flag
 from clips.transforms import ViewCrops, training_crop
 from engine.processes import RunningStatistics
 from engine.program import Program
-from engine.supervised_settings import build_recogniser, has_split, open_videos, parse_args, sampling_of
+from engine.supervised_settings import (
+    build_recogniser,
+    class_names_of,
+    has_split,
+    open_videos,
+    parse_args,
+    read_names,
+    recogniser_in,
+    sampling_of,
+)
 from engine.training import Progress, Training, Validation, load_model_state
 from engine.view_calls import ViewCalls
 from results.marks import marks
 from results.view_scores import ViewScores, in_words, save_predictions
-from utils import BEST, FINAL, UserError, is_time, load_checkpoint, load_tensors, seed_everything, versions, write_json
+from utils import (
+    BEST,
+    FINAL,
+    UserError,
+    checked_checkpoint,
+    is_checkpoint,
+    is_time,
+    load_checkpoint,
+    seed_everything,
+    versions,
+    write_json,
+)
 
 COLUMNS = ("steps", "epoch", "split", "loss", "accuracy", "top5", "learning_rate")
 
@@ -124,6 +146,21 @@ class Trainer(Training):
 
     # Build -----------------------------------------------------------------------------------------------------------
 
+    def read_checkpoint(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of this library, or in its form a recogniser that another code base has released."""
+        args, content = self.args, read_content(path)
+        found = recogniser_in(content, path)
+        if found is None:
+            if args.dataset and args.class_names:
+                raise UserError(f"--class_names is for lists, and {path} knows its classes: leave it out")
+            return checked_checkpoint(content, path)
+        classes = class_names_of(found, args)
+        model, report = found.recogniser(vars(args))
+        self.run.log(found.sentence(report))
+        return {
+            "args": {}, "progress": {"steps_done": None}, "model": model.state_dict(), "classes": classes, "untrained": False
+        }  # fmt: skip
+
     def open_splits(self) -> dict[str, LabelledVideos]:
         """The splits that will be used. A test takes its classes from the checkpoint, all others from the training."""
         args = self.args
@@ -166,16 +203,29 @@ class Trainer(Training):
 
     def tune_from(self, model: Recogniser, path: Path) -> bool:
         """Takes the backbone of another recogniser, and its classifier where the classes are the same. Returns whether."""
-        content = load_tensors(path)
+        args, content = self.args, read_content(path)
         state = state_dict_in(content, str(path))
+        found = None if is_checkpoint(content) else released(content, path)
+        if found:
+            found.check(args.backbone, args.backbone_options)
         report = load_weights(getattr(model.backbone, "net", model.backbone), state, str(path))
-        same = isinstance(content, dict) and content.get("classes") == self.classes
+        if found:
+            # Lists with other classes have names of their own; those for videos in folders can only be the file's.
+            names = class_names_of(found, args) if args.class_names and args.dataset else read_names(args)
+            same = names == self.classes and found.fits(model.classifier)
+            classifier = {"weight": found.weight, "bias": found.bias}
+        else:
+            if args.dataset and args.class_names:
+                raise UserError(
+                    f"--class_names is for lists, and for released recognisers, not for {path}: leave it out"
+                )
+            same = isinstance(content, dict) and content.get("classes") == self.classes
+            classifier = {name: state.get(f"classifier.{name}") for name in ("weight", "bias")}
         if same:
-            model.classifier.load_state_dict(
-                {name: state[f"classifier.{name}"] for name in model.classifier.state_dict()}
-            )
-        self.run.log(f"{report}; {'with its classifier' if same else 'with a new classifier'}")
-        return same and not is_untrained(content)
+            model.classifier.load_state_dict(classifier)
+        taken = found.sentence(report) if found else report
+        self.run.log(f"{taken}; {'with its classifier' if same else 'with a new classifier'}")
+        return same and (found is not None or not is_untrained(content))
 
     def prepare_data(self) -> None:
         args, size = self.args, self.input_spec.size
@@ -369,7 +419,7 @@ class Trainer(Training):
     def test(self, checkpoint_path: Path) -> None:
         """Tests the weights of a checkpoint; writes scores.npz, predictions.csv and results.json."""
         args = self.args
-        checkpoint = load_checkpoint(checkpoint_path)
+        checkpoint = self.checkpoint if self.checkpoint and args.test_only else load_checkpoint(checkpoint_path)
         if untrained := is_untrained(checkpoint):
             check_untrained(str(checkpoint_path), args)
         load_model_state(self.model, checkpoint, checkpoint_path)

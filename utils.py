@@ -308,7 +308,16 @@ def load_tensors(path: Path) -> Any:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this library; see `load_tensors` for what is refused."""
-    checkpoint = load_tensors(path)
+    return checked_checkpoint(load_tensors(path), path)
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether it says of itself that it is a checkpoint of this library."""
+    return isinstance(content, dict) and str(content.get("format")).startswith(CHECKPOINT_FORMAT.partition("/")[0])
+
+
+def checked_checkpoint(checkpoint: Any, path: Path) -> dict[str, Any]:
+    """What a file held, as a checkpoint of this library. Raises UserError where it is none."""
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if found != CHECKPOINT_FORMAT:
         raise UserError(

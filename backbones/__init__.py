@@ -75,6 +75,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "i3d": BackboneEntry(i3d.inception, INCEPTION),
     **per_depth("i3d_resnet{}", i3d.resnet, (18, 34, 50, 101, 152), RESNET),
     **per_depth("resnet3d{}", resnet3d.resnet, (10, 18, 34, 50, 101, 152, 200), frames=16),
+    **per_depth("resnet2p1d{}", resnet3d.resnet2p1d, (18, 34, 50), frames=16),
     "c3d": BackboneEntry(c3d.c3d, frames=16),
     "conv4_3d": BackboneEntry(c3d.conv4_3d, frames=20),
     "s3d_inception_v1": BackboneEntry(s3d.inception, INCEPTION),

@@ -52,11 +52,11 @@ def inflate(net: nn.Module, convolution: Callable[[str, nn.Conv2d], nn.Module]) 
     return layers
 
 
-def inflate_resnet(depth: int, convolution: Callable[[str, nn.Conv2d], nn.Module]) -> nn.Sequential:
-    """ResNet-`depth` in 3D."""
+def inflate_resnet(depth: int, convolution: Callable[[str, nn.Conv2d], nn.Module], width: int = 64) -> nn.Sequential:
+    """ResNet-`depth` in 3D. width: inner channels of the first stage's bottlenecks, 128 of Wide ResNet-50."""
     blocks = torchvision.models.resnet
     block = blocks.BasicBlock if depth < 50 else blocks.Bottleneck
-    return inflate(torchvision.models.ResNet(block, STAGES[depth]), convolution)
+    return inflate(torchvision.models.ResNet(block, STAGES[depth], width_per_group=width), convolution)
 
 
 def resnet_width(depth: int) -> int:

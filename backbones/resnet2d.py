@@ -35,6 +35,8 @@ STAGES = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
+# Those that see every frame alone, and so take clips of any length, where they do not pool time.
+FRAME_BY_FRAME = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "inception_v1", "mobilenet_v2", "conv4")
 HALF_RANGE = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 

@@ -68,6 +68,11 @@ def read_weights(path: str | Path) -> WeightsFile:
     )
 
 
+def read_content(path: Path) -> Any:
+    """All that a file of torch.save holds, beside its tensors too, or the tensors of one of safetensors."""
+    return read_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
+
+
 def file_in(path: Path) -> Path:
     """`path`, or where that is a folder, the file of weights in it."""
     if not path.is_dir():

@@ -17,7 +17,7 @@ from backbones.weight_files import state_dict_in as state_dict_in
 from utils import UserError
 
 # What belongs to the classifiers on top of a backbone.
-CLASSIFIERS = ("fc.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
+CLASSIFIERS = ("fc.", "cls_head.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
 
 # What a network is called inside what it was trained in.
 PREFIXES = r"^((module|backbone|net|base_model)\.)+"
@@ -32,6 +32,14 @@ C3D_LAYERS = {
 
 # How others name what is in our networks. A name that a network lacks goes through these until it has it.
 RENAMES = (
+    (r"^0\.", "conv1."),  # TRX-style libraries: a ResNet's layers in one row
+    (r"^1\.", "bn1."),
+    (r"^4\.", "layer1."),
+    (r"^5\.", "layer2."),
+    (r"^6\.", "layer3."),
+    (r"^7\.", "layer4."),
+    (r"\bconv(\d)_s\.", r"conv\1.spatial."),  # Hara: the halves of R(2+1)D's convolutions
+    (r"\bbn(\d)_s\.", r"conv\1.bn."),
     (r"\.block\.", "."),  # TSM: a block with a non-local block behind it
     (r"\.nl\.", ".leave."),
     (r"\.net\.", "."),  # TSM: what a shift or a pool was put before
@@ -63,6 +71,8 @@ RENAMES = (
     (r"\.mse\.bn3\.", ".middle.difference.expand.1."),
     (r"\bconv(\d?)_t\.", r"conv\1.temporal.conv."),  # IBM: the halves of S3D's convolutions
     (r"\bbn(\d?)_t\.", r"conv\1.temporal.bn."),
+    (r"\.temporal\.conv\.", ".temporal."),  # Hara: the second halves
+    (r"\bconv(\d)\.temporal\.bn\.", r"bn\1."),
     (r"\bconv(\d?)\.weight$", r"conv\1.spatial.weight"),  # image networks and IBM: the first half
     (r"\bbn(\d?)\.", r"conv\1.bn."),
 )
@@ -101,7 +111,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflatio
     """
     one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
-    state = folded_biases(named_layers(plain_blocks(joined_taps(state))))
+    state = folded_biases(named_layers(plain_blocks(joined_taps(parted_modules(state)))))
     found = with_copies({own_name(name, own): tensor for name, tensor in state.items()}, net)
     matched = {name: fitted(found[name], own[name], inflation) for name in own if name in found}
     for name, tensor in matched.items():
@@ -148,6 +158,18 @@ def own_name(name: str, own: dict[str, Tensor]) -> str:
             return renamed
         renamed = re.sub(pattern, replacement, renamed)
     return renamed if renamed in own else bare
+
+
+def parted_modules(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet as MMAction2 keeps it, a convolution and its norm in one module, under torchvision's names."""
+    if not any(re.search(r"\blayer1\.0\.conv1\.conv\.", name) for name in state):
+        return state
+
+    def parted(name: str) -> str:
+        name = re.sub(r"\bconv(\d)\.bn\.", r"bn\1.", re.sub(r"\bconv(\d)\.conv\.", r"conv\1.", name))
+        return name.replace("downsample.conv.", "downsample.0.").replace("downsample.bn.", "downsample.1.")
+
+    return {parted(name): tensor for name, tensor in state.items()}
 
 
 def joined_taps(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from backbones.own_code import content_hash, is_own_code
 from engine.command_line import FlagGroup, KeyValues, Parser
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
+SettingsIn = Callable[[Path, argparse.Namespace], dict[str, Any]]
+
 LARGEST_SEED = 2**32 - 1
 PIXELS: dict[str, Any] = {"type": int, "least": 16, "most": 4096}  # of the side of a square
 
@@ -167,6 +169,8 @@ def first_look(argv: Sequence[str], names: Sequence[str] = ()) -> argparse.Names
     add_run_flags(parser, unit="step", print_freq=1, save_freq=1)
     for name in ("--method", "--backbone", "--episodes", *names):
         parser.add_argument(name)
+    parser.add_argument("--seq_len", type=int)
+    parser.add_argument("--backbone_options", nargs="+", action=KeyValues, default={})
     return parser.parse_known_args(argv)[0]
 
 
@@ -175,10 +179,12 @@ def parse_run(
     build_parser: Callable[[argparse.Namespace, dict[str, Any]], Parser],
     *,
     decisive: Sequence[str] = (),
+    settings_in: SettingsIn = lambda path, early: load_checkpoint(path)["args"],
 ) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint it inherits from, below the given flags.
 
-    build_parser: from a first look at the `decisive` flags, and from what is inherited.
+    build_parser: from a first look at the `decisive` flags, and from what is inherited. settings_in: those in a file that is
+    tested, given a first look.
     """
     early = first_look(argv, decisive)
     if early.list:
@@ -187,7 +193,7 @@ def parse_run(
         raise UserError("a run folder is needed: give -c FOLDER, where logs, checkpoints and results are written")
     if early.resume_from_checkpoint and early.test_only:
         raise UserError("-r resumes training and --test_only does not train: give one of them")
-    saved = inherited_settings(early)
+    saved = inherited_settings(early, settings_in)
     check_trust(early, saved)
     parser = build_parser(early, saved)
     per_start = {action.dest for action in parser.flags() if action.per_start}
@@ -195,6 +201,8 @@ def parse_run(
     parser.set_defaults(**inherited)
     args = parser.parse_args(argv)
     args.test_model_name = early.test_model_name
+    if args.test_only:  # of a network's options those that are given have to agree, and the others are inherited
+        args.backbone_options = {**inherited.get("backbone_options", {}), **args.backbone_options}
     check_inherited(args, inherited, parser)
     named = [name for name in (getattr(args, "method", ""), args.backbone) if is_own_code(name)]
     args.own_code = {name: content_hash(name) for name in named}
@@ -221,12 +229,12 @@ def check_trust(early: argparse.Namespace, saved: dict[str, Any]) -> None:
             )
 
 
-def inherited_settings(early: argparse.Namespace) -> dict[str, Any]:
+def inherited_settings(early: argparse.Namespace, settings_in: SettingsIn) -> dict[str, Any]:
     """Those of the run that is resumed, or of the checkpoint that is tested; else none."""
     folder = Path(early.checkpoint_dir or ".")
     if early.test_only:
         early.test_model_name = str(find_checkpoint(folder, early.test_model_name))
-        return load_checkpoint(Path(early.test_model_name))["args"]
+        return settings_in(Path(early.test_model_name), early)
     if not early.resume_from_checkpoint:
         return {}
     RunFolder(folder, resume=True, writes=False)

@@ -10,6 +10,9 @@ from typing import Any
 from backbones import Backbone, build_backbone
 from backbones.adapters import choose_trained
 from backbones.recogniser import LAYER_RATES, Recogniser
+from backbones.released import CODE_BASES, Released, released
+from backbones.resnet2d import FRAME_BY_FRAME
+from backbones.weight_files import read_content
 from clips.frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
 from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos
 from clips.list_files import FORMS, read_class_names
@@ -27,7 +30,7 @@ from engine.flags import (
     check_test_model,
     parse_run,
 )
-from utils import UserError
+from utils import UserError, checked_checkpoint, is_checkpoint
 
 CROPS = ("multi_scale", "scale_jitter", "random")
 FLIPS = ("auto", "label", "on", "off")
@@ -75,7 +78,10 @@ def build_parser(*, description: str | None = None) -> Parser:
     group.add_argument("--list_separator", default=" ", metavar="S", help="between a line's columns; ' ': any blanks")
     group.add_argument("--first_label", type=int, default=0, least=0, help="the number that lists give the first class")
     group.add_argument("--multi_label", action="store_true", help="videos have any number of labels in lists")
-    group.add_argument("--class_names", metavar="FILE", help="names of the classes of lists, one per line")
+    group.add_argument(
+        "--class_names", "--classes", metavar="FILE",
+        help="names of the classes of lists, or of a released recogniser in -m or --tune_from, one per line in their order",
+    )  # fmt: skip
     add_clip_flags(
         group,
         seq_len="frames of a clip, with the neighbours that LSNet, TDN and MSN take: TDN with 8 segments has 40",
@@ -195,7 +201,11 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
         lists_given = any(getattr(early, f"{split}_list") for split in ("train", "val", "test"))
         # What is given replaces where the saved run had its videos; a test has the names of classes from the checkpoint.
         replaced = DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ()
-        for name in (*replaced, *(["class_names"] if early.test_only else [])):
+        sees_single_frames = saved.get("backbone") in FRAME_BY_FRAME and not saved["backbone_options"].get(
+            "temporal_pool"
+        )
+        may_change = [*(["class_names"] if early.test_only else []), *(["seq_len"] if sees_single_frames else [])]
+        for name in (*replaced, *(name for name in may_change if early.test_only and getattr(early, name, True))):
             saved.pop(name, None)
         parser = build_parser(description=description)
         unset.update({action.dest: action.default for action in parser.flags()})
@@ -203,7 +213,7 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
 
     unset: dict[str, Any] = {}
     decisive = ["--dataset", "--train_list", "--val_list", "--test_list"]
-    args = parse_run(argv, parser_of, decisive=decisive)
+    args = parse_run(argv, parser_of, decisive=decisive, settings_in=settings_in)
     if not args.list:
         check_args(args, unset)
     return args
@@ -231,10 +241,63 @@ def check_args(args: argparse.Namespace, unset: Mapping[str, Any]) -> None:
         raise UserError("expected either --dataset, a folder of classes, or --train_list, --val_list and --test_list")
     if has_lists and not args.root:
         raise UserError("lists name videos from a folder on: give it with --root")
+    takes_names = args.test_only or args.tune_from  # of the classes in a file of another code base
     for name in ("format",) if has_lists else LIST_FLAGS:
+        if name == "class_names" and takes_names:
+            continue
         if getattr(args, name) != unset[name]:
             raise UserError(f"--{name} is for {'--dataset' if has_lists else 'lists of videos'}: leave it out")
     check_test_model(args, validates=bool(args.epochs and args.val_freq and has_split(args, "val")))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recognisers of other code bases
+
+
+def settings_in(path: Path, early: argparse.Namespace) -> dict[str, Any]:
+    """Those in a checkpoint of this library; of a released recogniser those that it decides, and else the defaults."""
+    content = read_content(path)
+    found = recogniser_in(content, path)
+    if found is None:
+        return checked_checkpoint(content, path)["args"]
+    return {**vars(build_parser().parse_args([])), **found.settings(early)}
+
+
+def recogniser_in(content: Any, path: Path) -> Released | None:
+    """The released recogniser in what a file held; None where that is a checkpoint of this library."""
+    if is_checkpoint(content):
+        return None
+    if found := released(content, path):
+        return found
+    raise UserError(
+        f"{path} is not a checkpoint of this library, nor a recogniser of {', '.join(CODE_BASES)}: give another; a backbone "
+        "is given with --pretrained_backbone"
+    )
+
+
+def read_names(args: argparse.Namespace) -> list[str] | None:
+    """Those of --class_names."""
+    return read_class_names(Path(args.class_names)) if args.class_names else None
+
+
+def class_names_of(found: Released, args: argparse.Namespace) -> list[str]:
+    """The names of a released recogniser's classes: those of --class_names; of lists, which number them, their numbers.
+
+    Raises UserError where there are none or they are not as many.
+    """
+    if names := read_names(args):
+        if len(names) != found.num_classes:
+            raise UserError(
+                f"{args.class_names} names {len(names)} classes, {found.file.path} has {found.num_classes}: give the list that "
+                "it was trained with"
+            )
+        return names
+    if args.dataset:
+        raise UserError(
+            f"{found.file.path} does not tell the names of its {found.num_classes} classes: give them with --class_names FILE, "
+            "one per line in the order of its training"
+        )
+    return [str(number) for number in range(found.num_classes)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,7 +328,7 @@ def open_videos(
         separator=args.list_separator,
         first_label=args.first_label,
         multi_label=args.multi_label,
-        classes=read_class_names(Path(args.class_names)) if args.class_names else classes,
+        classes=read_names(args) or classes,
         on_bad_video=args.on_bad_video,
         note=log,
     )

@@ -176,12 +176,16 @@ class Training:
         """Whether the asked training is done."""
         raise NotImplementedError
 
+    def read_checkpoint(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of this library. A subclass may read files of others too."""
+        return load_checkpoint(path)
+
     # Start -----------------------------------------------------------------------------------------------------------
 
     def starting_checkpoint(self) -> dict[str, Any] | None:
         """What a resumed run continues from, or a test takes its weights from; None for a new run."""
         if self.args.test_only:
-            return load_checkpoint(Path(self.args.test_model_name))
+            return self.read_checkpoint(Path(self.args.test_model_name))
         path = self.run.path / LATEST
         if not self.args.resume_from_checkpoint:
             return None

@@ -1224,9 +1224,19 @@ def test_a_run_is_not_started_over(labelled: Path, own_run: Path, program: Progr
     assert (own_run / FINAL).read_bytes() == before
 
 
-@pytest.mark.parametrize("flag", ["--backbone", "--seq_len", "--backbone_options"])
+def test_a_network_that_sees_single_frames_is_tested_on_clips_of_any_length(own_run: Path, program: Program) -> None:
+    program("-c", own_run, "--test_only", "--seq_len", 4)
+    assert results(own_run)["protocol"].startswith("4 frames")
+    checkpoint = load_checkpoint(own_run / FINAL)
+    checkpoint["args"]["backbone"] = "tsm_resnet18"
+    torch.save(checkpoint, own_run / "tsm.pt")
+    sentence = program.fails("-c", own_run, "--test_only", "-m", "tsm.pt", "--seq_len", 4)
+    assert_says(sentence, "was trained with --seq_len 3, not 4")
+
+
+@pytest.mark.parametrize("flag", ["--backbone", "--backbone_options"])
 def test_a_test_with_another_network_is_refused(flag: str, own_run: Path, program: Program) -> None:
-    value = {"--backbone": "resnet18", "--seq_len": 4, "--backbone_options": "width=4"}[flag]
+    value = {"--backbone": "resnet18", "--backbone_options": "width=4"}[flag]
     assert_says(
         program.fails("-c", own_run, "--test_only", flag, value),
         f"was trained with {flag} .*, not .*{value}|'width': 4",
