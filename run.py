@@ -42,6 +42,7 @@ from engine.program import Program
 from engine.settings import parse_args
 from engine.training import Progress, Training, Validation, load_model_state
 from methods import METHODS, build_head, print_list
+from methods.released import read_head, settings_in
 from model import CNN_FSHead, distribute
 from results.drawing import episode_picture
 from results.evaluation import Predictions, Tally
@@ -53,7 +54,7 @@ from video_reader import VideoDataset
 
 def main(argv: Sequence[str] | None = None) -> int:
     with Program(__file__, argv) as program:
-        args = parse_args(program.argv, METHODS, description=__doc__)
+        args = parse_args(program.argv, METHODS, description=__doc__, settings_in=settings_in)
         if args.list:
             print_list()
             return 0
@@ -114,6 +115,13 @@ class Learner(Training):
 
     def open_splits(self) -> dict[str, Split]:
         return open_splits(self.args, self.run.log)
+
+    def read_checkpoint(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of this library, or in its form one of a TRX-style library."""
+        checkpoint, sentence = read_head(path, self.args)
+        if sentence:
+            self.run.log(sentence)
+        return checkpoint
 
     def build_model(self) -> CNN_FSHead:
         args = self.args
@@ -323,7 +331,7 @@ class Learner(Training):
     def test(self, checkpoint_path: Path) -> None:
         """Tests the weights of a checkpoint at every asked way and shot; writes results.json and predictions.csv."""
         args, dataset = self.args, self.datasets["test"]
-        checkpoint = load_checkpoint(checkpoint_path)
+        checkpoint = self.checkpoint if self.checkpoint and args.test_only else load_checkpoint(checkpoint_path)
         load_model_state(self.model, checkpoint, checkpoint_path)
         tasks_done = checkpoint["progress"]["tasks_done"]
         ways, shots = ways_and_shots(args)

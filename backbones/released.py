@@ -327,7 +327,7 @@ class Released:
         Raises UserError that names the flag for what the file does not tell and `given` does not have.
         """
         path, network = self.file.path, self.network
-        asked = {name: value for name, value in (given.backbone_options or {}).items()}
+        asked = given.backbone_options or {}
         options = {name: value for name, value in network.options.items() if value is not None}
         for name in network.options.keys() - options.keys():
             if name not in asked:
@@ -366,8 +366,8 @@ class Released:
         """The network of `settings` with the file's weights and classifier. Raises UserError where any tensor is left."""
         if self.network.odd_head:
             raise UserError(
-                f"the classifier in {self.file.path} {self.network.odd_head}: expected one of mean features; give the file with "
-                "-pt or --tune_from, for its backbone alone"
+                f"the classifier in {self.file.path} {self.network.odd_head}: expected one of mean features; give the file "
+                "with -pt or --tune_from, for its backbone alone"
             )
         backbone = build_backbone(settings["backbone"], seq_len=settings["seq_len"], **settings["backbone_options"])
         report = load_weights(getattr(backbone, "net", backbone), dict(self.file.state), str(self.file.path))

@@ -20,7 +20,7 @@ from utils import UserError
 CLASSIFIERS = ("fc.", "cls_head.", "classifier.", "new_fc.", "head.", "aux1.", "aux2.", "fc6.", "fc7.", "fc8.")
 
 # What a network is called inside what it was trained in.
-PREFIXES = r"^((module|backbone|net|base_model)\.)+"
+PREFIXES = r"^((module|backbone|net|base_model|resnet)\.)+"
 
 # C3D's layers in its conversions: numbered as torchvision numbers VGG's, or the first two without their letter.
 C3D_LAYERS = {

@@ -15,8 +15,6 @@ from backbones.own_code import content_hash, is_own_code
 from engine.command_line import FlagGroup, KeyValues, Parser
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
-SettingsIn = Callable[[Path, argparse.Namespace], dict[str, Any]]
-
 LARGEST_SEED = 2**32 - 1
 PIXELS: dict[str, Any] = {"type": int, "least": 16, "most": 4096}  # of the side of a square
 
@@ -162,6 +160,15 @@ def add_backbone_flags(group: FlagGroup, *, default: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # A command line and what it inherits
 
+SettingsIn = Callable[[Path, argparse.Namespace], dict[str, Any]]
+"""The settings in a file that is tested. Of the flags that are given it may need what the file does not tell."""
+
+
+def settings_in_own(path: Path, early: argparse.Namespace) -> dict[str, Any]:
+    """Those in a checkpoint of this library."""
+    settings: dict[str, Any] = load_checkpoint(path)["args"]
+    return settings
+
 
 def first_look(argv: Sequence[str], names: Sequence[str] = ()) -> argparse.Namespace:
     """The flags that decide what all others mean: those of the run folder, and `names`."""
@@ -179,7 +186,7 @@ def parse_run(
     build_parser: Callable[[argparse.Namespace, dict[str, Any]], Parser],
     *,
     decisive: Sequence[str] = (),
-    settings_in: SettingsIn = lambda path, early: load_checkpoint(path)["args"],
+    settings_in: SettingsIn = settings_in_own,
 ) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint it inherits from, below the given flags.
 

@@ -11,6 +11,7 @@ from clips.frame_sampling import SAMPLINGS
 from clips.video_split import FORMATS
 from engine.command_line import Parser
 from engine.flags import (
+    SettingsIn,
     add_backbone_flags,
     add_clip_flags,
     add_optimiser_flags,
@@ -19,6 +20,7 @@ from engine.flags import (
     check_common,
     check_test_model,
     parse_run,
+    settings_in_own,
 )
 from utils import UserError, unknown_name
 
@@ -185,10 +187,12 @@ def will_validate(args: argparse.Namespace) -> bool:
     return any(0 < tasks <= args.training_iterations for tasks in args.val_iters)
 
 
-def parse_args(argv: Sequence[str], methods: Methods, *, description: str | None = None) -> argparse.Namespace:
+def parse_args(
+    argv: Sequence[str], methods: Methods, *, description: str | None = None, settings_in: SettingsIn = settings_in_own
+) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint it inherits from, below the given flags.
 
-    description: what --help says on top.
+    description: what --help says on top. settings_in: those in a file that is tested, given a first look at the flags.
     """
 
     def parser_of(early: argparse.Namespace, saved: dict[str, Any]) -> Parser:
@@ -199,7 +203,7 @@ def parse_args(argv: Sequence[str], methods: Methods, *, description: str | None
         name = early.method or saved.get("method")
         return build_parser(methods, find_method(name, methods) if name else None, description=description)
 
-    args = parse_run(argv, parser_of)
+    args = parse_run(argv, parser_of, settings_in=settings_in)
     if not args.list:
         check_args(args)
     return args

@@ -43,7 +43,7 @@ def origin(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     chosen_on = "test" if checkpoint["args"].get("val_on_test") else "val"
     return {
         "checkpoint_tasks": progress["tasks_done"],
-        "selected_on": chosen_on if progress["validations"] else "nothing",
+        "selected_on": checkpoint.get("selected_on") or (chosen_on if progress["validations"] else "nothing"),
     }
 
 
