@@ -91,7 +91,8 @@ class SplitVideos(LabelledVideos):
         if unknown := [label for label in split.classes if label not in classes]:
             raise UserError(
                 f"{split.root} has {len(unknown)} class(es) that the training does not have, the first is '{unknown[0]}': "
-                "expected the same classes, give other videos"
+                "expected the same classes; of few-shot splits, whose classes differ, --holdout 0.1 takes the base classes, "
+                "train, alone, and data_prep/extract_*.py --split official makes splits with the same classes"
             )
         number = {label: number for number, label in enumerate(classes)}
         sizes = [len(videos) for videos in split.videos]
@@ -110,6 +111,46 @@ class SplitVideos(LabelledVideos):
 
     def source(self, index: int) -> FrameSource:
         return self.split.source(*self._places[index].tolist())
+
+
+class Part(LabelledVideos):
+    """Some of the videos of another collection, in its order."""
+
+    def __init__(self, whole: LabelledVideos, name: str, indices: Sequence[int]) -> None:
+        places = np.array(indices, dtype=np.int64)
+        super().__init__(
+            name, whole.root, whole.classes, whole.num_frames[places], whole.labels[places],
+            multi_label=whole.multi_label,
+        )  # fmt: skip
+        self.whole = whole
+        self._indices = places
+
+    def video_name(self, index: int) -> str:
+        return self.whole.video_name(int(self._indices[index]))
+
+    def source(self, index: int) -> FrameSource:
+        return self.whole.source(int(self._indices[index]))
+
+
+def held_out(whole: LabelledVideos, fraction: float) -> tuple[Part, Part]:
+    """The videos to train on and those to validate on: of each class the `fraction` whose hashed names come first, at least
+    one. It depends on the names of a class's videos alone: not on a seed, a format, or on where the data set lies.
+
+    Raises UserError for a class of which no video would be left.
+    """
+    kept, held = [], []
+    for label, name in enumerate(whole.classes):
+        videos = np.flatnonzero((whole.labels == label).any(axis=1)).tolist()
+        number = max(1, round(fraction * len(videos)))
+        if number >= len(videos):
+            raise UserError(
+                f"class '{name}' in {whole.root} has {len(videos)} video(s), of which --holdout {fraction} keeps back "
+                f"{number}: expected some to train on, lower it or add videos"
+            )
+        ranked = sorted(videos, key=lambda index: hashlib.sha256(os.fsencode(whole.video_name(index))).digest())
+        held += ranked[:number]
+        kept += ranked[number:]
+    return Part(whole, "train", sorted(kept)), Part(whole, "val", sorted(held))
 
 
 class ListedVideos(LabelledVideos):

@@ -14,7 +14,7 @@ from backbones.released import CODE_BASES, Released, released
 from backbones.resnet2d import FRAME_BY_FRAME
 from backbones.weight_files import read_content
 from clips.frame_sampling import CLIP_SAMPLINGS, ClipSampling, clip_sampling
-from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos
+from clips.labelled_videos import LabelledVideos, ListedVideos, SplitVideos, held_out
 from clips.list_files import FORMS, read_class_names
 from clips.transforms import NUM_CROPS
 from clips.video_split import FORMATS, Split
@@ -64,6 +64,11 @@ def build_parser(*, description: str | None = None) -> Parser:
     group.add_argument(
         "--format", choices=["auto", *FORMATS], default="auto", resumable=True,
         help="how the data set is stored; auto: looks",
+    )  # fmt: skip
+    group.add_argument(
+        "--holdout", type=float, default=0.0, least=0, below=1, metavar="FRACTION",
+        help="of a few-shot data set train on the base classes, train, but for this part of each class's videos, and validate "
+        "and test on that; val and test are not opened",
     )  # fmt: skip
     for split in ("train", "val", "test"):
         group.add_argument(
@@ -201,6 +206,8 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
         lists_given = any(getattr(early, f"{split}_list") for split in ("train", "val", "test"))
         # What is given replaces where the saved run had its videos; a test has the names of classes from the checkpoint.
         replaced = DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ()
+        if early.test_only and (replaced or early.test_on == "test"):
+            replaced = (*replaced, "holdout")
         sees_single_frames = saved.get("backbone") in FRAME_BY_FRAME and not saved["backbone_options"].get(
             "temporal_pool"
         )
@@ -212,7 +219,7 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
         return parser
 
     unset: dict[str, Any] = {}
-    decisive = ["--dataset", "--train_list", "--val_list", "--test_list"]
+    decisive = ["--dataset", "--train_list", "--val_list", "--test_list", "--test_on"]
     args = parse_run(argv, parser_of, decisive=decisive, settings_in=settings_in)
     if not args.list:
         check_args(args, unset)
@@ -239,10 +246,12 @@ def check_args(args: argparse.Namespace, unset: Mapping[str, Any]) -> None:
     has_lists = any(getattr(args, f"{split}_list") for split in ("train", "val", "test"))
     if bool(args.dataset) == has_lists:
         raise UserError("expected either --dataset, a folder of classes, or --train_list, --val_list and --test_list")
+    if args.holdout and args.test_on == "test":
+        raise UserError("--holdout leaves val and test alone, which hold other classes: leave --test_on test out")
     if has_lists and not args.root:
         raise UserError("lists name videos from a folder on: give it with --root")
     takes_names = args.test_only or args.tune_from  # of the classes in a file of another code base
-    for name in ("format",) if has_lists else LIST_FLAGS:
+    for name in ("format", "holdout") if has_lists else LIST_FLAGS:
         if name == "class_names" and takes_names:
             continue
         if getattr(args, name) != unset[name]:
@@ -306,6 +315,8 @@ def class_names_of(found: Released, args: argparse.Namespace) -> list[str]:
 
 def has_split(args: argparse.Namespace, name: str) -> bool:
     """Whether there are videos of a split."""
+    if args.holdout:
+        return name != "test"
     if args.dataset:
         return (Path(args.dataset) / name).exists() or (Path(args.dataset) / f"{name}.lmdb").exists()
     return getattr(args, f"{name}_list") is not None
@@ -315,6 +326,10 @@ def open_videos(
     args: argparse.Namespace, name: str, log: Callable[[str], None], classes: Sequence[str] | None = None
 ) -> LabelledVideos:
     """The videos of a split. log: is told what is left out. classes: those of the training, whose numbers are to be used."""
+    if args.holdout:
+        split = Split.open(args.dataset, "train", format=args.format, on_bad_video=args.on_bad_video, note=log)
+        train, val = held_out(SplitVideos(split, classes), args.holdout)
+        return train if name == "train" else val
     if args.dataset:
         split = Split.open(args.dataset, name, format=args.format, on_bad_video=args.on_bad_video, note=log)
         return SplitVideos(split, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from video_clips import make_clip
 
 from clips import labelled_videos
 from clips.frame_sources import BadVideo, FrameFolder
-from clips.labelled_videos import ListedVideos, SplitVideos, mirrored_classes
+from clips.labelled_videos import ListedVideos, SplitVideos, held_out, mirrored_classes
 from clips.video_split import Split
 from data_prep import annotate, pack_lmdb
 from utils import UserError
@@ -304,3 +305,29 @@ def test_words_that_only_hold_left_or_right_are_their_own_mirror_image() -> None
 def test_videos_of_a_list_can_be_sent_to_other_processes(root: Path) -> None:
     videos = pickle.loads(pickle.dumps(listed(root, "run/a 6 1\nb 4 0\n")))
     assert videos.source(0).read([0]).shape == textured_frames(0, 1).shape
+
+
+# Part of the videos held out -----------------------------------------------------------------------------------------
+
+
+def test_held_out_videos_depend_on_names_alone(dataset: Path, tmp_path: Path) -> None:
+    whole = SplitVideos(Split.open(dataset, "train"))
+    train, val = held_out(whole, 0.25)
+    names = [{part.video_name(index) for index in range(len(part))} for part in (train, val)]
+    assert names[0].isdisjoint(names[1])
+    assert names[0] | names[1] == {whole.video_name(index) for index in range(len(whole))}
+    for part, number in ((train, 6), (val, 2)):
+        assert part.classes == whole.classes
+        assert np.bincount(part.labels[:, 0]).tolist() == [number] * len(whole.classes)
+        name = part.video_name(3)
+        assert name.startswith(f"{whole.classes[part.labels_of(3)[0]]}/")
+        np.testing.assert_array_equal(part.source(3).read([0]), FrameFolder(f"{whole.root}/{name}").read([0]))
+    for label in whole.classes:  # literally: those with the smallest hashes of their names
+        videos = [name for names_of in names for name in names_of if name.startswith(f"{label}/")]
+        smallest = sorted(videos, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:2]
+        assert set(smallest) == {name for name in names[1] if name.startswith(f"{label}/")}
+    moved = Path(shutil.copytree(dataset / "train", tmp_path / "elsewhere" / "train")).parent
+    again = held_out(SplitVideos(Split.open(moved, "train")), 0.25)[1]
+    assert again.fingerprint == val.fingerprint != train.fingerprint
+    with pytest.raises(UserError, match=r"has 8 video\(s\), of which --holdout 0.99 keeps back 8: expected some"):
+        held_out(whole, 0.99)

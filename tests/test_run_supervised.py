@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import LABELLED_VIDEOS, LABELS, Program, tiny_run, write_video
+from conftest import CLASSES, LABELLED_VIDEOS, LABELS, Program, tiny_run, write_video
 from PIL import Image
 from run_folders import results, rows, weights
 from supervised_runs import curves, listed_run, same_weights, supervised_run
@@ -857,6 +857,47 @@ def test_a_few_shot_backbone_goes_on_into_supervised_training(
     out = program(*supervised_run(labelled, tmp_path / "run", *flags))
     assert "with a new classifier" in out
     assert same_weights(backbone_of(weights(tmp_path / "run")), backbone_of(weights(tmp_path / "few")))
+
+
+HEADS_ON_BASE = ["tsn", "trx", "otam", "pal", "dual_prototypes", "bimhm"]
+
+
+def test_base_training_on_a_few_shot_set_goes_on_under_every_head(
+    own_dataset: Path, tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base classes alone are read: the others are not there while the backbone is trained."""
+    base = tmp_path / "base"
+    for split in ("val", "test"):
+        (own_dataset / split).rename(tmp_path / split)
+    out = program(*supervised_run(own_dataset, base, "--holdout", 0.25))
+    assert "validation after epoch 2" in out
+    found = results(base)
+    assert (found["split"], found["videos"], found["checkpoint"]) == ("val", 2 * len(CLASSES["train"]), FINAL)
+    program("-c", base, "-r", "--epochs", 3, "--num_workers", 0)
+    program("-c", base, "--test_only", "--num_workers", 0)
+    assert results(base)["split_fingerprint"] == found["split_fingerprint"]
+    for split in ("val", "test"):
+        (tmp_path / split).rename(own_dataset / split)
+    for method in HEADS_ON_BASE:
+        argv = [flag for flag in tiny_run(own_dataset, tmp_path / method, "-i", 2) if flag != "--no_pretrained"]
+        assert run.main([*argv, "--method", method, "-pt", str(base / FINAL), "--backbone_options", "width=8"]) == 0
+        assert "24 tensors loaded, 0 missing, 0 unexpected" in capsys.readouterr().err
+
+
+def test_few_shot_splits_are_named_where_the_classes_of_one_were_meant(
+    dataset: Path, tmp_path: Path, program: Program
+) -> None:
+    sentence = program.fails(*supervised_run(dataset, tmp_path / "run"))
+    assert_says(sentence, "/val has 6 class.* the training does not have, .* --holdout 0.1 takes the base classes")
+    for flags, pattern in [
+        (["--holdout", 0.25, "--test_on", "test"], "leave --test_on test out"),
+        (["--holdout", 0.99], "of which --holdout 0.99 keeps back 8"),
+        (["--holdout", 1], "--holdout is 1.0: expected"),
+    ]:
+        assert_says(program.fails(*supervised_run(dataset, tmp_path / "run", *flags)), pattern)
+    lists = ["--root", dataset, "--train_list", "list", "--holdout", 0.1]
+    assert_says(program.fails(*listed_run(tmp_path / "run", *lists)), "--holdout is for --dataset: leave it out")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_the_other_program_is_refused(
