@@ -267,7 +267,7 @@ def video_of_torchvision(file: File) -> Network:
         return Network(f"swin3d_{'b' if wide else 's' if deep else 't'}", {})
     if file.has(r"^conv_proj\."):
         relative = file.has(r"\.rel_pos_h$")
-        return Network("mvit_v2_s" if relative else "mvit_v1_b", {}, odd_head="reads the class token of an MViT")
+        return Network("mvit_v2_s" if relative else "mvit_v1_b", {"token": "class"}, 16)
     return Network("s3d", {}, odd_head="reads steps of an S3D that are averaged in pairs")
 
 

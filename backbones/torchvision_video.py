@@ -84,17 +84,20 @@ def s3d(*, seq_len: int) -> ClipBackbone:
 
 
 class MViT(Backbone):
-    """MViT: S = T/2. Features are means of its patch tokens; the class token is left aside.
+    """MViT: S = T/2, means of the patch tokens of each step; or S = 1, the class token, which its own classifier reads.
 
     Its positions are learned for one size of clip, so T and H = W are those that `net` was built for.
     """
 
     net: Any
 
-    def __init__(self, net: nn.Module, *, feature_dim: int, input_spec: InputSpec, seq_len: int) -> None:
+    def __init__(
+        self, net: nn.Module, *, feature_dim: int, input_spec: InputSpec, seq_len: int, token: str = "patches"
+    ) -> None:
         super().__init__(feature_dim=feature_dim, input_spec=input_spec, seq_len=seq_len)
         self.net = net
         self.net.head = nn.Identity()
+        self.reads_class_token = one_of("token", token, ("patches", "class")) == "class"
         self.num_steps(seq_len)
 
     def num_steps(self, seq_len: int) -> int:
@@ -103,9 +106,22 @@ class MViT(Backbone):
             raise UserError(
                 f"MViT's positions are for clips of {frames} frames, found {seq_len}: give --seq_len {frames}"
             )
-        return frames // 2
+        return 1 if self.reads_class_token else frames // 2
+
+    def features(self, clips: Tensor) -> Tensor:
+        if not self.reads_class_token:
+            return super().features(clips)
+        tokens, _ = self.tokens(clips)
+        return tokens[:, :1]
 
     def feature_maps(self, clips: Tensor) -> Tensor:
+        if self.reads_class_token:
+            raise UserError("the class token of an MViT has no map: leave --backbone_options token=class out")
+        tokens, (s, h, w) = self.tokens(clips)
+        return rearrange(tokens[:, 1:], "n (s h w) d -> n d s h w", s=s, h=h, w=w)
+
+    def tokens(self, clips: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Clips (N, T, 3, H, W) -> the class token and those of patches (N, 1 + s*h*w, D), and (s, h, w)."""
         spec = self.input_spec
         if clips.shape[1:] != (spec.frames, 3, spec.size, spec.size):
             raise UserError(
@@ -117,14 +133,17 @@ class MViT(Backbone):
         grid = tuple(patches.shape[2:])
         for block in self.net.blocks:
             tokens, grid = block(tokens, grid)
-        s, h, w = grid
-        return rearrange(self.net.norm(tokens)[:, 1:], "n (s h w) d -> n d s h w", s=s, h=h, w=w)
+        return self.net.norm(tokens), grid
 
 
-def mvit(name: str, *, seq_len: int) -> MViT:
-    """torchvision's mvit_v1_b or mvit_v2_s: D = 768, for 16 frames of 224 pixels."""
+def mvit(name: str, *, seq_len: int, token: str = "patches") -> MViT:
+    """torchvision's mvit_v1_b or mvit_v2_s: D = 768, for 16 frames of 224 pixels.
+
+    token: 'patches' gives a feature for each of 8 steps, as heads that compare steps need; 'class' the one that
+    torchvision's classifier reads of a clip.
+    """
     spec = InputSpec(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225), frames=16)
-    return MViT(getattr(video, name)(), feature_dim=768, input_spec=spec, seq_len=seq_len)
+    return MViT(getattr(video, name)(), feature_dim=768, input_spec=spec, seq_len=seq_len, token=token)
 
 
 class VideoSwin(Backbone):

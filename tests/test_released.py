@@ -479,7 +479,28 @@ def test_safetensors_are_read(classes: Path, labelled: Path, tmp_path: Path, pro
     assert (a == b).all()
 
 
-@pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s", "s3d"])
+def test_an_mvit_is_read_by_its_class_token(tmp_path: Path) -> None:
+    """At the full size, for which its positions are."""
+    torch.manual_seed(0)
+    net = torchvision.models.video.mvit_v2_s(num_classes=3).eval()
+    found = released(net.state_dict(), tmp_path / "video.pth")
+    assert found is not None
+    settings = found.settings(Namespace(backbone_options={}, seq_len=None))
+    assert (settings["backbone"], settings["backbone_options"], settings["seq_len"]) == (
+        "mvit_v2_s",
+        {"token": "class"},
+        16,
+    )
+    model, _ = found.recogniser(settings)
+    clip = torch.rand(1, 16, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(clip), net(clip.transpose(1, 2)), rtol=1e-5, atol=1e-5)
+    with torch.device("meta"):
+        state = torchvision.models.video.mvit_v1_b().state_dict()
+    assert released(state, tmp_path / "video.pth").network.backbone == "mvit_v1_b"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["s3d"])
 def test_a_classifier_of_another_kind_is_refused_and_its_backbone_is_known(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         state = getattr(torchvision.models.video, name)().state_dict()
