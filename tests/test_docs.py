@@ -265,6 +265,20 @@ def test_pages_are_read_as_they_are_written() -> None:
     assert "`--backbone_options dw_t_conv=true`" in ours(migrate)
 
 
+@pytest.mark.parametrize(
+    ("system", "number"),
+    [("Weights trained there", 6), ("Commands of TSM", 12), ("Commands of TDN", 5), ("Commands of the Action", 6),
+     ("Commands of 3D-ResNets", 5), ("Commands of MMAction2", 4)],
+)  # fmt: skip
+def test_commands_of_other_readmes_have_one_here(system: str, number: int) -> None:
+    """As many as their READMEs have, each in a row with theirs; test_a_page_is_right parses them."""
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
+    (section,) = (part for part in re.split(r"^### ", text, flags=re.MULTILINE) if part.startswith(system))
+    rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| theirs")]
+    assert sum(bool(list(commands_of(row))) for row in rows) == number
+    assert all(list(commands_of(row)) or "`results.json`" in row for row in rows)
+
+
 BROKEN = [
     (wrong_commands, "```bash\npython run.py -c runs/x --shots 5\n```\n"),
     (wrong_commands, "```bash\npython run.py --dataset DATA\n```\n"),
