@@ -79,7 +79,7 @@ def read_head(path: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str
     state = library_state(content, path)
     model = build_head(args, load_pretrained=False)
     in_row = {re.sub(f"^{BACKBONE}", "", name): tensor for name, tensor in state.items() if re.match(BACKBONE, name)}
-    report = load_weights(model.backbone.net, in_row, str(path))
+    report = load_weights(model.backbone.get_submodule("net"), in_row, str(path))
     head, left_out = renamed_head(args.method, state)
     ours = model.state_dict()
     # A factor on all logits changes no answer; theirs have none.
