@@ -205,14 +205,14 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
             raise UserError("that run or checkpoint is of run.py, few-shot: expected one of run_supervised.py")
         lists_given = any(getattr(early, f"{split}_list") for split in ("train", "val", "test"))
         # What is given replaces where the saved run had its videos; a test has the names of classes from the checkpoint.
-        replaced = DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ()
-        if early.test_only and (replaced or early.test_on == "test"):
-            replaced = (*replaced, "holdout")
-        sees_single_frames = saved.get("backbone") in FRAME_BY_FRAME and not saved["backbone_options"].get(
-            "temporal_pool"
-        )
-        may_change = [*(["class_names"] if early.test_only else []), *(["seq_len"] if sees_single_frames else [])]
-        for name in (*replaced, *(name for name in may_change if early.test_only and getattr(early, name, True))):
+        replaced = [*(DATASET_FLAGS if lists_given else LIST_FLAGS if early.dataset else ())]
+        if early.test_only:
+            replaced += ["class_names"]
+            if replaced[:-1] or early.test_on == "test":
+                replaced += ["holdout"]
+            if early.seq_len and sees_single_frames(saved):
+                replaced += ["seq_len"]
+        for name in replaced:
             saved.pop(name, None)
         parser = build_parser(description=description)
         unset.update({action.dest: action.default for action in parser.flags()})
@@ -224,6 +224,11 @@ def parse_args(argv: Sequence[str], *, description: str | None = None) -> argpar
     if not args.list:
         check_args(args, unset)
     return args
+
+
+def sees_single_frames(settings: dict[str, Any]) -> bool:
+    """Whether the network takes clips of any length, as it sees each frame alone: TSN may be tested on more frames."""
+    return settings["backbone"] in FRAME_BY_FRAME and not settings["backbone_options"].get("temporal_pool")
 
 
 def check_args(args: argparse.Namespace, unset: Mapping[str, Any]) -> None:
