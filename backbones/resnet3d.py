@@ -77,8 +77,8 @@ def factored(conv: nn.Conv2d, frames: int = 1, stride: int = 1) -> nn.Module:
         return conv3d(conv, frames, stride)
     c_in, c_out, area = conv.in_channels, conv.out_channels, side(conv.kernel_size) ** 2
     middle = frames * area * c_in * c_out // (area * c_in + frames * c_out)
-    sizes = (side(size) for size in (conv.kernel_size, conv.stride, conv.padding))
-    spatial = nn.Conv2d(c_in, middle, *sizes, bias=False)
+    kernel, step, padding = (side(size) for size in (conv.kernel_size, conv.stride, conv.padding))
+    spatial = nn.Conv2d(c_in, middle, kernel, step, padding, bias=False)
     return nn.Sequential(
         OrderedDict(
             spatial=conv3d(spatial),
