@@ -36,22 +36,17 @@ from torch import Tensor
 
 from backbones.figures import print_backbones
 from backbones.recogniser import Recogniser
-from backbones.released import released
-from backbones.weight_files import read_content
-from backbones.weights import load_weights, state_dict_in
 from clips.clip_dataset import ClipDataset, ViewDataset, read_batches, steps_per_epoch
 from clips.labelled_videos import LabelledVideos, mirrors_by_flag
 from clips.transforms import ViewCrops, training_crop
 from engine.processes import RunningStatistics
 from engine.program import Program
+from engine.recognisers import check_untrained, is_untrained, read_recogniser, tune_from
 from engine.supervised_settings import (
     build_recogniser,
-    class_names_of,
     has_split,
     open_videos,
     parse_args,
-    read_names,
-    recogniser_in,
     sampling_of,
 )
 from engine.training import Progress, Training, Validation, load_model_state
@@ -62,8 +57,6 @@ from utils import (
     BEST,
     FINAL,
     UserError,
-    checked_checkpoint,
-    is_checkpoint,
     is_time,
     load_checkpoint,
     seed_everything,
@@ -148,19 +141,10 @@ class Trainer(Training):
     # Build -----------------------------------------------------------------------------------------------------------
 
     def read_checkpoint(self, path: Path) -> dict[str, Any]:
-        """A checkpoint of this library, or in its form a recogniser that another code base has released."""
-        args, content = self.args, read_content(path)
-        found = recogniser_in(content, path)
-        if found is None:
-            if args.dataset and args.class_names:
-                raise UserError(f"--class_names is for lists, and {path} knows its classes: leave it out")
-            return checked_checkpoint(content, path)
-        classes = class_names_of(found, args)
-        model, report = found.recogniser(vars(args))
-        self.run.log(found.sentence(report))
-        return {
-            "args": {}, "progress": {"steps_done": None}, "model": model.state_dict(), "classes": classes, "untrained": False
-        }  # fmt: skip
+        checkpoint, sentence = read_recogniser(path, self.args)
+        if sentence:
+            self.run.log(sentence)
+        return checkpoint
 
     def open_splits(self) -> dict[str, LabelledVideos]:
         """The splits that will be used. A test takes its classes from the checkpoint, all others from the training."""
@@ -195,38 +179,14 @@ class Trainer(Training):
         model = build_recogniser(args, len(self.classes), load_pretrained=self.checkpoint is None)
         self.classifier_is_new = self.checkpoint is None or is_untrained(self.checkpoint)
         if args.tune_from and self.checkpoint is None:
-            self.classifier_is_new = not self.tune_from(model, Path(args.tune_from))
+            is_trained, sentence = tune_from(model, Path(args.tune_from), self.classes, args)
+            self.classifier_is_new = not is_trained
+            self.run.log(sentence)
         if not self.trains and self.classifier_is_new:
             check_untrained(args.test_model_name if args.test_only else "--epochs 0", args)
         elif args.untrained:
             self.run.log("warning: --untrained has no effect, as the classifier is trained")
         return model
-
-    def tune_from(self, model: Recogniser, path: Path) -> bool:
-        """Takes the backbone of another recogniser, and its classifier where the classes are the same. Returns whether."""
-        args, content = self.args, read_content(path)
-        state = state_dict_in(content, str(path))
-        found = None if is_checkpoint(content) else released(content, path)
-        if found:
-            found.check(args.backbone, args.backbone_options)
-        report = load_weights(getattr(model.backbone, "net", model.backbone), state, str(path))
-        if found:
-            # Lists with other classes have names of their own; those for videos in folders can only be the file's.
-            names = class_names_of(found, args) if args.class_names and args.dataset else read_names(args)
-            same = names == self.classes and found.fits(model.classifier)
-            classifier = {"weight": found.weight, "bias": found.bias}
-        else:
-            if args.dataset and args.class_names:
-                raise UserError(
-                    f"--class_names is for lists, and for released recognisers, not for {path}: leave it out"
-                )
-            same = isinstance(content, dict) and content.get("classes") == self.classes
-            classifier = {name: state.get(f"classifier.{name}") for name in ("weight", "bias")}
-        if same:
-            model.classifier.load_state_dict(classifier)
-        taken = found.sentence(report) if found else report
-        self.run.log(f"{taken}; {'with its classifier' if same else 'with a new classifier'}")
-        return same and (found is not None or not is_untrained(content))
 
     def prepare_data(self) -> None:
         args, size = self.args, self.input_spec.size
@@ -478,20 +438,6 @@ class Trainer(Training):
     def save(self, name: str, **more: Any) -> None:
         untrained = self.classifier_is_new and self.progress.steps_done == 0
         super().save(name, classes=self.classes, untrained=untrained, **more)
-
-
-def is_untrained(checkpoint: dict[str, Any]) -> bool:
-    """Whether the classifier in it was never trained, here or elsewhere."""
-    return bool(checkpoint.get("untrained", checkpoint["progress"]["steps_done"] == 0))
-
-
-def check_untrained(source: str, args: argparse.Namespace) -> None:
-    """Raises UserError where numbers of an untrained classifier are not what was asked for."""
-    if not args.untrained:
-        raise UserError(
-            f"{source} would test a classifier that nothing has trained, which answers at random: train it, give a trained "
-            "recogniser of the same classes with --tune_from, or add --untrained to have its numbers, marked so"
-        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from clips.frame_sources import (
     check_open_files,
     frames_and_others,
 )
-from utils import UserError, locked
+from utils import UserError, locked, print_note
 
 Paths = dict[str, dict[str, str]]  # {class: {video: path}}, both in alphabetical order
 Counts = dict[str, dict[str, int]]  # {class: {video: number of frames}}
@@ -309,8 +309,11 @@ def _read_cache(path: Path) -> Kept:
         checksum, _, content = path.read_bytes().partition(b"\n")
     except OSError:
         return {}
-    # Where it is damaged, or of another form, the folders are listed again: it is only a cache.
-    return json.loads(content) if checksum == _checksum(content) else {}
+    if checksum != _checksum(content):
+        print_note(f"the listing {path} is damaged: the data set is listed again")
+        return {}
+    kept: Kept = json.loads(content)
+    return kept
 
 
 def _write_cache(path: Path, listing: Kept) -> None:

@@ -51,6 +51,9 @@ def load_model_state(model: nn.Module, checkpoint: dict[str, Any], path: Path) -
     except (RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} does not fit the model: {reason}; give the settings it was trained with") from error
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"{path} holds NaN or infinite weights ({broken[0]}): its training diverged, give another")
 
 
 def input_spec_of(backbone: Any, args: argparse.Namespace) -> InputSpec:

@@ -798,6 +798,18 @@ def test_a_truncated_or_malicious_checkpoint_is_refused(own_run: Path, tmp_path:
     assert not (tmp_path / "victim").exists()
 
 
+def test_a_checkpoint_of_a_diverged_training_leaves_no_run_folder(
+    own_run: Path, tmp_path: Path, program: Program
+) -> None:
+    content = torch.load(own_run / FINAL, weights_only=True)
+    name = next(iter(content["model"]))
+    content["model"][name][0] = float("nan")
+    torch.save(content, tmp_path / "nan.pt")
+    test = ["-c", tmp_path / "test", "--test_only", "-m", tmp_path / "nan.pt", "--num_workers", 0]
+    assert_says(program.fails(*test), rf"nan.pt holds NaN or infinite weights \({name}\)")
+    assert not (tmp_path / "test").exists()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"'])
 def test_a_damaged_args_json_is_one_sentence(content: str, own_run: Path, program: Program) -> None:
     (own_run / "args.json").write_text(content)

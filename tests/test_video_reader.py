@@ -248,13 +248,17 @@ def test_a_removed_video_does_not_come_back_from_the_cache(settled: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", "7", '{"clap": 3}', '{"clap": {"clap_000": "x"}}', '"text"'])
-def test_a_damaged_cache_is_as_good_as_none(damage: str, own_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_named_and_as_good_as_none(
+    damage: str, own_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_dataset / "cache"))
     before = Split.open(own_dataset, "val")
     (cache,) = (path for path in (own_dataset / "cache").rglob("*") if path.is_file())
     for content in (damage.encode(), cache.read_bytes()[:100]):
         cache.write_bytes(content)
+        capsys.readouterr()
         assert Split.open(own_dataset, "val") == before
+        assert f"note: the listing {cache} is damaged" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(own_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
