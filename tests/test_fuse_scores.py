@@ -283,13 +283,17 @@ def test_fewer_views_of_a_test_are_a_test_of_fewer_views(dataset: Path, tmp_path
     ]
     (tmp_path / "val.txt").write_text("\n".join(lines), encoding="utf-8")
     flags = [
-        "--backbone", "conv4", "--no_pretrained", "--epochs", "0", "--seq_len", "2", "--img_size", "16", "--num_workers", "0",
+        "--backbone", "conv4", "--no_pretrained", "--epochs", "0", "--untrained", "--seq_len", "2",
+            "--img_size", "16", "--num_workers", "0",
         "--val_list", str(tmp_path / "val.txt"), "--root", str(dataset / "train"),
     ]  # fmt: skip
     assert run_supervised.main([*flags, "-c", str(tmp_path / "all"), "--num_clips", "2", "--num_crops", "3"]) == 0
     checkpoint = str(tmp_path / "all" / "checkpoint_final.pt")
     one_view = ["--num_clips", "1", "--num_crops", "1"]
-    assert run_supervised.main(["--test_only", "-m", checkpoint, "-c", str(tmp_path / "one"), *one_view]) == 0
+    assert (
+        run_supervised.main(["--test_only", "--untrained", "-m", checkpoint, "-c", str(tmp_path / "one"), *one_view])
+        == 0
+    )
     many, one = (ViewScores.load(tmp_path / name / "scores.npz") for name in ("all", "one"))
     assert many.logits.shape[1] == 6
     np.testing.assert_allclose(many.views([2], [0]).logits, one.logits, rtol=1e-5, atol=1e-7)
