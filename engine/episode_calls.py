@@ -161,12 +161,13 @@ class EpisodeCalls:
             return self.model.describe(features.float()) if self.stores_descriptions else features
 
     def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], bool]:
-        """What fills the rows of a store that a process lacks, each process its share of them. Says whether there were any."""
+        """What fills those rows of a store that any process lacks, each process its share. Says whether there were any."""
 
         def encode(rows: list[int]) -> bool:
-            lacking = sorted(set().union(*self.processes.gather(rows)))  # none writes before all have looked
+            lacking = [row for row in rows if store.known[row] == UNKNOWN]
+            lacking = sorted(set().union(*self.processes.gather(lacking)))  # none writes before all have looked
             store.known[lacking] = UNKNOWN
-            own = self.processes.share(lacking)
+            own = self.processes.share(rows if lacking else [])
             store.encode(own, dataset, self.encode, num_workers=self.args.num_workers)
             store.merge(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
             return bool(lacking)

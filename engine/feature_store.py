@@ -88,17 +88,21 @@ class FeatureStore(RowStore):
         num_workers: int,
         clips_per_call: int = 8,
     ) -> None:
-        """Fills the rows that are not known yet. `features_of` maps uint8 clips (N, T, 3, H, W) to (N, *shape).
+        """Fills those of the rows that are not known yet. `features_of` maps uint8 clips (N, T, 3, H, W) to (N, *shape).
 
         A video that cannot be read is remembered in `bad` with its message.
         """
-        unknown = [row for row in sorted(set(rows)) if self.known[row] == UNKNOWN]
-        calls = [unknown[start : start + clips_per_call] for start in range(0, len(unknown), clips_per_call)]
+        rows = sorted(set(rows))
+        calls = [rows[start : start + clips_per_call] for start in range(0, len(rows), clips_per_call)]
+        # Whole calls, so that one that was stopped computes the rest in the same batches, to the same bits.
+        calls = [call for call in calls if UNKNOWN in self.known[call]]
 
         def read(number: int) -> list[Tensor | BadVideo]:
             return [self._clip(dataset, row) for row in calls[number]]
 
-        bar = tqdm(total=len(unknown), desc=f"encode {dataset.split.name}", unit="video", disable=None, leave=False)
+        bar = tqdm(
+            total=sum(map(len, calls)), desc=f"encode {dataset.split.name}", unit="video", disable=None, leave=False
+        )
         for own_rows, clips in zip(calls, read_ahead(read, range(len(calls)), num_workers), strict=True):
             good: dict[int, Tensor] = {}
             for row, clip in zip(own_rows, clips, strict=True):
@@ -106,8 +110,9 @@ class FeatureStore(RowStore):
                     self.known[row], self.bad[row] = BAD, str(clip)
                 else:
                     good[row] = clip
-            if good:
-                self.write(list(good), features_of(torch.stack(list(good.values()))).float().cpu().numpy())
+            if lacking := [number for number, row in enumerate(good) if self.known[row] == UNKNOWN]:
+                features = features_of(torch.stack(list(good.values()))).float().cpu().numpy()
+                self.write([list(good)[number] for number in lacking], features[lacking])
             bar.update(len(clips))
         bar.close()
 
@@ -133,8 +138,8 @@ def stored_episodes(
     """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
-    that are needed and not known, for many tasks at once, and for the tasks of all processes, so that they can share it; also
-    with none, since other processes may lack some. It says whether any of them did.
+    that are needed, for many tasks at once, and for the tasks of all processes, so that they can share it; also where this one
+    lacks none, since others may. It says whether any of them did.
     """
     for ahead in _planned_ahead(batches):
         tasks = [index for batch in ahead for index in batch.tasks]
@@ -186,5 +191,5 @@ def filled_episodes(
         filled = [dataset.fill(plan, read) for plan in plans]
         rows = sorted(needed)
         store.check(rows)
-        if not encode([row for row in rows if store.known[row] == UNKNOWN]):
+        if not encode(rows):
             return filled

@@ -152,6 +152,26 @@ def test_a_stopped_encoding_goes_on_with_the_rows_that_are_missing(dataset: Path
         torch.testing.assert_close(again.read([row])[0], clip.float().mean(dim=(1, 2, 3)))
 
 
+def test_what_a_stop_has_left_is_encoded_in_the_batches_of_an_unbroken_run(dataset: Path, tmp_path: Path) -> None:
+    """Features that are rounded differently in another batch: here all but the rounding is in the batch."""
+    split = Split.open(dataset, "val")
+    episodes = VideoDataset(split, way=2, shot=1, queries=1, seq_len=2, transform=ClipTransform(16), seed=0)
+
+    def features_of(clips: torch.Tensor) -> torch.Tensor:
+        return clips.float().mean(dim=(1, 2, 3, 4))[:, None] + clips.float().sum()
+
+    def encoded(name: str, *, known: list[int]) -> torch.Tensor:
+        store = FeatureStore(tmp_path / name, {}, split, (1,))
+        if known:
+            store.write(known, whole[known].numpy())
+        store.encode(range(20), episodes, features_of, num_workers=0)
+        return store.read(range(20))
+
+    whole = encoded("whole", known=[])
+    assert torch.equal(encoded("left", known=[0, 1, 2, 9, 19]), whole)
+    assert torch.equal(encoded("other", known=list(range(0, 20, 2))), whole)
+
+
 def test_rows_and_places_are_each_others_inverse(dataset: Path, tmp_path: Path) -> None:
     split = Split.open(dataset, "val")
     store = FeatureStore(tmp_path, {}, split, (1,))
