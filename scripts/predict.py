@@ -7,15 +7,18 @@
 my_actions holds a folder for each action, named after it, with one example video or more: video files, or folders of
 frames. Nothing is trained; one example is enough, five are better, and actions may have different numbers of them. A
 probability is a share among these actions: of a video that shows none of them, it says which one is the least unlike it.
+A query that cannot be read is named at the end, with exit code 2; the others are answered all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -238,8 +241,8 @@ def predict(args: argparse.Namespace) -> None:
                 f"a film shows one query and {len(args.query)} are given: name one, or a .png with --picture"
             )
     actions = Actions(args.support)
-    sources = [open_video(path) for path in args.query]
-    names = [printable(path.name) for path in args.query]
+    bad: list[str] = []
+    sources = readable([(path, partial(open_video, path)) for path in args.query], bad)
     model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
 
     def clip_of(source: FrameSource) -> Tensor:
@@ -247,7 +250,11 @@ def predict(args: argparse.Namespace) -> None:
 
     support = [clip_of(video) for videos in actions.videos for video in videos]
     labels = torch.repeat_interleave(torch.tensor(actions.shots))
-    queries = [clip_of(source) for source in sources]
+    clips = readable([(path, partial(clip_of, source)) for path, source in sources], bad)
+    if not clips:
+        raise UserError(f"none of the queries could be read: {'; '.join(bad)}")
+    paths, queries = [path for path, _ in clips], [clip for _, clip in clips]
+    names = [printable(path.name) for path in paths]
     answers = probabilities(model, spec, support, labels, queries)
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))
@@ -263,25 +270,46 @@ def predict(args: argparse.Namespace) -> None:
                     "answer": actions.names[row.argmax()],
                     "probabilities": dict(zip(actions.names, row.tolist(), strict=True)),
                 }
-                for path, row in zip(args.query, answers, strict=True)
+                for path, row in zip(paths, answers, strict=True)
             ],
         })  # fmt: skip
-    if args.picture is None:
-        return
-    if args.picture.suffix.lower() == ".png":
-        draw_answers(names, actions.names, queries, answers, args.picture)
-    else:
-        background = film_background(names[0], actions.names, answers[0], args.top)
-        write_film(args.picture, sources[0], background)
-    print(f"\nwrote {args.picture}")
+    if args.picture is not None:
+        if args.picture.suffix.lower() == ".png":
+            draw_answers(names, actions.names, queries, answers, args.picture)
+        else:
+            background = film_background(names[0], actions.names, answers[0], args.top)
+            write_film(args.picture, sources[0][1], background)
+        print(f"\nwrote {args.picture}")
+    if bad:
+        raise UserError(f"{len(bad)} of {len(args.query)} queries could not be read: {'; '.join(bad)}")
+
+
+Item = TypeVar("Item")
+
+
+def readable(reads: Sequence[tuple[Path, Callable[[], Item]]], bad: list[str]) -> list[tuple[Path, Item]]:
+    """What is read of each path; of videos that cannot be read, `bad` gets what is wrong with them."""
+    items = []
+    for path, read in reads:
+        try:
+            items.append((path, read()))
+        except BadVideo as error:
+            bad.append(without_advice(error))
+    return items
+
+
+def without_advice(error: BadVideo) -> str:
+    """What is wrong with a video; what follows in the sentence is about training."""
+    return str(error).partition(";")[0]
 
 
 def program(args: argparse.Namespace) -> None:
     try:
         predict(args)
     except BadVideo as error:
-        reason = str(error).partition(";")[0]  # what follows is advice about training
-        raise UserError(f"a video could not be read: {reason}; encode it again, or leave it out") from error
+        raise UserError(
+            f"a video could not be read: {without_advice(error)}; encode it again, or leave it out"
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

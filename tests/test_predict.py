@@ -172,6 +172,19 @@ def test_bars_are_exact_to_an_eighth() -> None:
     assert bar(0.0) == ""
 
 
+def test_bad_queries_are_named_and_the_others_answered(
+    checkpoint: Path, support: Path, tmp_path: Path, script: Script
+) -> None:
+    good = [next((support / label).iterdir()) for label in LABELS]
+    (tmp_path / "bad.mp4").write_bytes(b"no video at all")
+    flags = ["--checkpoint", checkpoint, "--support", support, "--json", tmp_path / "answers.json", "--query"]
+    sentence = script.fails(*flags, good[0], tmp_path / "bad.mp4", good[1])
+    assert "1 of 3 queries could not be read" in sentence
+    assert "bad.mp4" in sentence
+    answered = json.loads((tmp_path / "answers.json").read_text())["queries"]
+    assert [query["video"] for query in answered] == [str(good[0]), str(good[1])]
+
+
 def test_mistakes_are_one_sentence(script: Script, checkpoint: Path, support: Path, tmp_path: Path) -> None:
     query = next((support / LABELS[0]).iterdir())
 
@@ -194,6 +207,7 @@ def test_mistakes_are_one_sentence(script: Script, checkpoint: Path, support: Pa
     sentence = fails(query=tmp_path / "bad.mp4")
     assert "bad.mp4" in sentence
     assert "--on_bad_video" not in sentence  # a flag of another program
+    assert "none of the queries could be read" in sentence
     (tmp_path / "empty").mkdir()
     assert "holds no frame" in fails(query=tmp_path / "empty")
     (support / "nothing").mkdir()
