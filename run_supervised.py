@@ -38,7 +38,7 @@ from backbones.figures import print_backbones
 from backbones.recogniser import Recogniser
 from clips.clip_dataset import ClipDataset, ViewDataset, read_batches, steps_per_epoch
 from clips.labelled_videos import LabelledVideos, mirrors_by_flag
-from clips.transforms import ViewCrops, training_crop
+from clips.transforms import ViewCrops, mixup, training_crop
 from engine.processes import RunningStatistics
 from engine.program import Program
 from engine.recognisers import check_untrained, is_untrained, read_recogniser, tune_from
@@ -116,15 +116,6 @@ def learning_rate_at(step: int, per_epoch: int, args: argparse.Namespace) -> flo
     if args.lr_type == "cosine":
         return args.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
     return args.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in args.lr_steps)
-
-
-def mixed(clips: Tensor, targets: Tensor, alpha: float, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Each clip with a share of another one, and so its target; the share is drawn once for all (mixup)."""
-    share = float(np.random.beta(alpha, alpha))
-    other = torch.randperm(len(clips), device=clips.device)
-    if targets.ndim == 1:
-        targets = F.one_hot(targets, num_classes).float()
-    return torch.lerp(clips[other], clips, share), torch.lerp(targets[other], targets, share)
 
 
 class Trainer(Training):
@@ -318,7 +309,7 @@ class Trainer(Training):
         args = self.args
         clips, targets = self.input_spec.normalise(clips), labels
         if args.mixup:
-            clips, targets = mixed(clips, targets, args.mixup, len(self.classes))
+            clips, targets = mixup(clips, targets, args.mixup, len(self.classes))
         with self.autocast():
             logits = self.model(clips)
         if args.multi_label:

@@ -195,6 +195,18 @@ def training_crop(
     return ClipTransform(size, train=True)
 
 
+def mixup(clips: Tensor, targets: Tensor, alpha: float, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Each clip (N, T, 3, H, W) with a share of another one, and so its target: labels (N,), or a row for each (N, C).
+
+    Zhang et al., ICLR 2018. One share is drawn for all, from Beta(alpha, alpha), by the global generators.
+    """
+    share = float(np.random.beta(alpha, alpha))
+    other = torch.randperm(len(clips), device=clips.device)
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, num_classes).float()
+    return torch.lerp(clips[other], clips, share), torch.lerp(targets[other], targets, share)
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewCrops:
     """Which crops of a video's frames are tested, `size` x `size` each.

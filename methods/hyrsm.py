@@ -44,6 +44,19 @@ class ScaledEncoding(nn.Module):
         self.factor = math.sqrt(width / divisor)
         self.dropout = nn.Dropout(0.1)
 
+    @staticmethod
+    def add_argument(group: Any, flag: str) -> None:
+        """Declares the flag that holds `divisor` and `amplitude`."""
+        group.add_argument(
+            flag,
+            nargs=2,
+            type=float,
+            above=0,
+            default=[10.0, 1.0],
+            metavar=("A", "B"),
+            help="features times the root of their width over A, plus B times the positional encoding",
+        )
+
     def forward(self, steps: Tensor) -> Tensor:
         """(..., S, D) -> (..., S, D)."""
         return self.dropout(self.factor * steps + self.table[: steps.shape[-2]])
@@ -188,15 +201,7 @@ class CNN_HyRSM(CNN_Described):
             help="average the steps of a class's shots, as published for 5 shots, or compare with every shot and average "
             "the distances, as published for 1; with one shot both are the same",
         )
-        group.add_argument(
-            "--hyrsm_encoding",
-            nargs=2,
-            type=float,
-            above=0,
-            default=[10.0, 1.0],
-            metavar=("A", "B"),
-            help="features times the root of their width over A, plus B times the positional encoding",
-        )
+        ScaledEncoding.add_argument(group, "--hyrsm_encoding")
         group.add_argument(
             "--hyrsm_aux_weight",
             type=float,

@@ -120,15 +120,7 @@ class CNN_MoLo(CNN_Described):
 
     @staticmethod
     def add_arguments(group: Any) -> None:
-        group.add_argument(
-            "--molo_encoding",
-            nargs=2,
-            type=float,
-            above=0,
-            default=[10.0, 1.0],
-            metavar=("A", "B"),
-            help="features times the root of their width over A, plus B times the positional encoding",
-        )
+        ScaledEncoding.add_argument(group, "--molo_encoding")
         group.add_argument(
             "--molo_motion",
             type=float,

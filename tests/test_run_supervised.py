@@ -30,11 +30,11 @@ from backbones import build_backbone
 from clips.clip_dataset import epoch_order
 from clips.frame_sources import FrameFolder
 from clips.labelled_videos import mirrors_by_flag
-from clips.transforms import resize_short_side
+from clips.transforms import mixup, resize_short_side
 from data_prep import annotate, pack_lmdb
 from engine import supervised_settings
 from results.view_scores import ViewScores
-from run_supervised import COLUMNS, Trainer, learning_rate_at, mixed
+from run_supervised import COLUMNS, Trainer, learning_rate_at
 from utils import BEST, FINAL, LATEST, RunFolder, load_checkpoint, seed_everything
 
 PROTOCOL = "3 frames by tsm sampling, 1 fixed clip(s) x 1 crop(s) of 16 px from a shorter side of 18 px"
@@ -371,7 +371,7 @@ def of_several_labels(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor
 
 
 def of_mixed(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
-    clips, targets = mixed(clips, one_hot(labels), 0.4, 3)
+    clips, targets = mixup(clips, one_hot(labels), 0.4, 3)
     return literal_loss(model(clips), targets)
 
 
@@ -411,7 +411,7 @@ def test_mixup_gives_clips_and_labels_the_same_share_of_another_clip() -> None:
     shares = []
     for seed in range(200):
         seed_everything(seed)
-        found, targets = mixed(clips, labels, 0.4, 6)
+        found, targets = mixup(clips, labels, 0.4, 6)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(6))
         # A clip is its own number and another one in the shares of its target.
         torch.testing.assert_close(found, (targets @ labels.float())[:, None].expand(6, 10))
@@ -432,7 +432,7 @@ def test_mixup_mixes_sets_of_labels_too() -> None:
     hot = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     for seed in range(20):
         seed_everything(seed)
-        found, targets = mixed(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), hot, 1.0, 3)
+        found, targets = mixup(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), hot, 1.0, 3)
         torch.testing.assert_close(found, targets)
 
 
