@@ -307,10 +307,9 @@ class Learner(Training):
     def evaluate(self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None) -> Predictions:
         """Answers the first `num_tasks` episodes, each process its share, and merges the answers."""
         self.model.eval()
-        tally, bad_videos = Tally(dataset.split.classes), set()
+        tally = Tally(dataset.split.classes)
         with self.bar(num_tasks, dataset.split.name, leave=False) as bar, torch.inference_mode():
             for call in self.calls.of_evaluation(dataset, num_tasks, store):
-                bad_videos.update(call["bad_videos"])
                 logits = self.calls.logits(call)
                 if not torch.isfinite(logits).all():
                     raise UserError(
@@ -320,9 +319,8 @@ class Learner(Training):
                 tally.add(logits.cpu(), call)
                 bar.update(len(logits) * self.processes.size)
                 bar.set_postfix(accuracy=f"{100 * tally.right / tally.asked:.1f}%", refresh=False)
-        for answers, messages in self.processes.gather((tally.answers, bad_videos)):
-            tally.answers.update(answers)
-            self.leave_out(messages)
+        tally.merge(self.processes.gather(tally))
+        self.leave_out(tally.bad_videos)
         self.model.train()
         return tally.predictions()
 
@@ -352,7 +350,6 @@ class Learner(Training):
             "untrained": self.is_untrained(checkpoint),
             "precision": args.precision,
         }
-        labels = marks(about)
         sizes: list[dict[str, Any]] = []
         predictions: list[Predictions] = []
         with self.calls.feature_store(dataset) as store:
@@ -364,6 +361,8 @@ class Learner(Training):
                     "way": way, "shot": shot, **predictions[-1].summary(), "episodes": episodes_fingerprint(plans)
                 }  # fmt: skip
                 sizes.append(size)
+                about["left_out"] = len(frozenset().union(*(tested.bad_videos for tested in predictions)))
+                labels = marks(about)
                 how = [
                     f"{way}-way {shot}-shot", f"{args.num_test_tasks} tasks", f"{args.method} on {args.backbone}",
                     f"{checkpoint_path.name} after {tasks_done} tasks", *labels,

@@ -6,7 +6,7 @@ Letters: E episodes, Q queries of an episode, C classes of the split.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from utils import accuracy_interval, write_csv
 @dataclasses.dataclass(frozen=True)
 class Predictions:
     """Every answer of a test. Arrays (E, Q): `true` and `predicted` are class numbers of the split, `confidence` is the
-    probability given to the predicted class, `videos` names each query, `classes` the split's classes."""
+    probability given to the predicted class, `videos` names each query, `classes` the split's classes; `bad_videos`
+    are messages about videos that others of their class stood in for."""
 
     classes: list[str]
     true: np.ndarray
     predicted: np.ndarray
     confidence: np.ndarray
     videos: np.ndarray
+    bad_videos: frozenset[str] = frozenset()
 
     @property
     def correct(self) -> np.ndarray:
@@ -102,25 +104,32 @@ class Predictions:
 
 
 class Tally:
-    """Collects the answers of a test. `answers` holds them by the number of their first episode: those of several
-    processes are put together by updating one with the others."""
+    """Collects the answers of a test. `answers` holds them by the number of their first episode; `merge` adds those of
+    other processes."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)
         self.answers: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]] = {}
+        self.bad_videos: set[str] = set()
         self.right = self.asked = 0
 
     def add(self, logits: Tensor, call: dict[str, Any]) -> None:
         """Logits (B, Q, K) of episodes, of which `call` holds "index" (B,), "real_target_labels" (B, Q), the class number
-        of each logit as "batch_class_list" (B, K), and "target_videos", B lists of Q names."""
+        of each logit as "batch_class_list" (B, K), "target_videos", B lists of Q names, and "bad_videos"."""
         true = call["real_target_labels"]
         confidence, answer = logits.float().softmax(dim=-1).max(dim=-1)
         predicted = call["batch_class_list"].gather(1, answer)
         self.answers[int(call["index"][0])] = (
             true.cpu().numpy(), predicted.cpu().numpy(), confidence.cpu().numpy(), call["target_videos"],
         )  # fmt: skip
+        self.bad_videos.update(call["bad_videos"])
         self.right += int((predicted == true).sum())
         self.asked += true.numel()
+
+    def merge(self, shares: Iterable[Tally]) -> None:
+        for share in shares:
+            self.answers.update(share.answers)
+            self.bad_videos.update(share.bad_videos)
 
     def predictions(self) -> Predictions:
         true, predicted, confidence, videos = zip(*(self.answers[i] for i in sorted(self.answers)), strict=True)
@@ -130,4 +139,5 @@ class Tally:
             np.concatenate(predicted),
             np.concatenate(confidence),
             np.array([names for batch in videos for names in batch]),
+            frozenset(self.bad_videos),
         )

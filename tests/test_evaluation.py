@@ -84,8 +84,10 @@ def test_predictions_are_saved_row_by_row(predictions: Predictions, tmp_path: Pa
 def test_a_tally_turns_logits_into_classes_of_the_split() -> None:
     tally = Tally(CLASSES)
     logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])
-    second = {"index": [7], "real_target_labels": [[2, 1]], "batch_class_list": [[1, 2]], "target_videos": [["z", "w"]]}
-    first = {"index": [3], "real_target_labels": [[0, 2]], "batch_class_list": [[2, 0]], "target_videos": [["x", "y"]]}
+    second = {"index": [7], "real_target_labels": [[2, 1]], "batch_class_list": [[1, 2]], "target_videos": [["z", "w"]],
+              "bad_videos": ["a is bad"]}  # fmt: skip
+    first = {"index": [3], "real_target_labels": [[0, 2]], "batch_class_list": [[2, 0]], "target_videos": [["x", "y"]],
+             "bad_videos": []}  # fmt: skip
     for call in (second, first):  # as they come from several processes
         tensors = {name: torch.tensor(call[name]) for name in ("real_target_labels", "batch_class_list")}
         tally.add(logits, {**call, **tensors})
@@ -95,3 +97,15 @@ def test_a_tally_turns_logits_into_classes_of_the_split() -> None:
     assert found.confidence[0] == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-2))])
     assert found.videos.tolist() == [["x", "y"], ["z", "w"]]
     assert (tally.right, tally.asked) == (4, 4)
+    assert found.bad_videos == {"a is bad"}
+
+
+def test_shares_of_several_processes_are_one_tally() -> None:
+    whole, *shares = (Tally(CLASSES) for _ in range(3))
+    for index, share in enumerate(shares):
+        call = {"index": [index], "target_videos": [[f"v{index}"]], "bad_videos": [f"{index} is bad"]}
+        labels = {"real_target_labels": torch.tensor([[0]]), "batch_class_list": torch.tensor([[0, 1]])}
+        share.add(torch.tensor([[[1.0, 0.0]]]), {**call, **labels})
+    whole.merge(reversed(shares))
+    assert whole.predictions().videos.tolist() == [["v0"], ["v1"]]
+    assert whole.predictions().bad_videos == {"0 is bad", "1 is bad"}

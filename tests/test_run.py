@@ -449,6 +449,9 @@ def test_a_video_that_is_left_out_is_named_in_the_log(own_dataset: Path, tmp_pat
         out = program(*tiny_run(own_dataset, folder, *flags, *how))
         for split in ("train", "test"):
             assert f"left out: {own_dataset}/{split}/" in out
+        missing = out.count(f"left out: {own_dataset}/test/")
+        assert results(folder)["left_out"] == missing > 1
+        assert f"{missing} videos left out" in results(folder)["marks"]
     assert_same_answers(tmp_path / "run[]", tmp_path / "run['--direct']")
 
 
