@@ -150,7 +150,7 @@ def explain(args: argparse.Namespace) -> None:
         write_answer_film(args.gif, episode.target[args.query], true=names[0], answer=names[1], probability=share)
     right = int((episode.probabilities.argmax(axis=1) == episode.labels).sum())
     written = " and ".join(str(path) for path in (args.out, args.gif) if path)
-    answers = f"{settings.method} answers {right} of {len(episode.labels)} queries of task {args.task}"
+    answers = f"{settings.method} answers {right} of {len(episode.labels)} queries of task {args.task} right"
     print(f"{after(answers, labels)}; wrote {written}")
 
 
