@@ -97,7 +97,8 @@ def build_optimizer(model: CNN_FSHead, args: argparse.Namespace) -> torch.optim.
     groups = model.parameter_groups()
     if not groups:
         raise UserError(
-            f"--freeze_backbone leaves nothing to train of --method {args.method}, which is all backbone: leave it out"
+            f"nothing is left to train of --method {args.method}, which is all backbone: leave out --freeze_backbone and "
+            "--train_layers none"
         )
     if args.opt == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, nesterov=args.nesterov)

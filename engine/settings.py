@@ -222,6 +222,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--no_norm_decay has no effect without --weight_decay: leave it out")
     if args.freeze_backbone and (args.train_layers or args.lora):
         raise UserError("--freeze_backbone trains nothing of the backbone: leave out --train_layers and --lora")
+    if args.backbone_rate != 1 and (args.freeze_backbone or args.train_layers == "none"):
+        raise UserError("--backbone_rate has no effect where the backbone is not trained: leave it out")
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
     check_test_model(args, validates=will_validate(args))

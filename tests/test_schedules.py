@@ -65,6 +65,21 @@ def test_one_step_by_hand(dataset: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(undecayed[name], moved + decay, rtol=1e-4, atol=1e-7)
 
 
+def test_long_gradients_are_shortened(dataset: Path, tmp_path: Path) -> None:
+    flags = ["-lr", 0.5, "-i", 1, "--tasks_per_batch", 1, "--val_iters", 0]
+    lengths = []
+    for clip in (0, 1e-3):
+        made = learner(dataset, tmp_path / f"run {clip}", *flags, "--clip_gradient", clip)
+        before = [parameter.detach().clone() for parameter in made.model.parameters()]
+        made.run.start({}, ["run.py"])
+        made.train()
+        moved = [now.detach() - then for now, then in zip(made.model.parameters(), before, strict=True)]
+        lengths.append(float(torch.cat([part.flatten() for part in moved]).double().norm()))
+        made.run.close()
+    assert lengths[0] > 1e-2
+    assert lengths[1] == pytest.approx(0.5 * 1e-3, rel=1e-3)
+
+
 def test_queries_alone_are_mirrored(dataset: Path, tmp_path: Path) -> None:
     on, queries = (learner(dataset, tmp_path / flip, "--flip", flip, "-qpc", 4) for flip in ("on", "queries"))
     differ = {"support_set": 0, "target_set": 0}
@@ -118,6 +133,8 @@ def test_a_loss_that_sees_frames_is_not_trained_on_features(dataset: Path, tmp_p
         ("--nesterov", "--nesterov is a kind of momentum"),
         ("--warmup_tasks -1", "--warmup_tasks is -1: expected 0 or more"),
         ("--backbone_rate 0", "--backbone_rate is 0.0: expected more than 0"),
+        ("--backbone_rate 0.1 --freeze_backbone", "--backbone_rate has no effect"),
+        ("--method otam --train_layers none", "nothing is left to train of --method otam"),
     ],
 )
 def test_contradictions_are_one_sentence(
