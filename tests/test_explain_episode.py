@@ -170,7 +170,7 @@ def test_the_title_says_what_the_answers_are_worth(
     titles = []
     monkeypatch.setattr(explain_episode, "draw_episode", lambda episode, *_: titles.append(episode.title))
     flags = ("--checkpoint", checkpoint_of("tsn"), "-o", tmp_path / "x.png", "--shot", 2)
-    assert "queries of task 0 (1 noisy shot, untrained); wrote" in script(*flags, "--noisy_support", 1)
+    assert "queries of task 0 right (1 noisy shot, untrained); wrote" in script(*flags, "--noisy_support", 1)
     script(*flags)
     assert [title.partition("tsn on ")[2] for title in titles] == [
         "conv4 (1 noisy shot, untrained)",
