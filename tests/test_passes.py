@@ -118,8 +118,9 @@ def test_every_backbone_is_a_sequence_of_blocks_that_hold_its_weights(name):
     blocks = blocks_of(backbone)
     inside = [id(parameter) for block in blocks for parameter in block.parameters()]
     assert len(inside) == len(set(inside)), "blocks overlap"
-    total = sum(parameter.numel() for parameter in backbone.parameters())
-    assert sum(p.numel() for block in blocks for p in block.parameters()) > 0.97 * total
+    # Tables of positions are added before the first block; DINOv2's of 37 x 37 places is 2.4 % of its smallest network.
+    weights = {name: p.numel() for name, p in backbone.named_parameters() if not name.endswith("pos_embed")}
+    assert sum(p.numel() for block in blocks for p in block.parameters()) > 0.98 * sum(weights.values())
     assert len(blocks) >= 4
 
 
