@@ -232,7 +232,7 @@ def test_a_frozen_backbone_without_a_head_to_train_is_one_sentence(
     dataset: Path, tmp_path: Path, program: Program
 ) -> None:
     flags = ["--method", "otam", "--freeze_backbone"]
-    assert "nothing to train" in program.fails(*tiny_run(dataset, tmp_path / "run", *flags))
+    assert "nothing is left to train" in program.fails(*tiny_run(dataset, tmp_path / "run", *flags))
 
 
 def test_a_frozen_run_goes_on_exactly(
