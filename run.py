@@ -3,7 +3,7 @@
 python run.py -c runs/first --dataset demo --method trx --backbone resnet18    a run: train, validate, test
 python run.py -c runs/first -r                                                 resume it after a stop, exactly
 python run.py -c runs/first --test_only --shot_test 1                          test its best checkpoint another way
-python run.py @scripts/trx_ssv2_otam_5shot.args --dataset DATA -c runs/trx     a recipe of a published row
+python run.py @scripts/recipes/trx_ssv2_otam_5shot.args --dataset DATA -c runs/trx     a recipe of a published row
 python run.py --list                                                           methods and backbones
 """
 

@@ -4,7 +4,7 @@ python run_supervised.py -c runs/tsm --dataset data/ucf101 --holdout 0.1        
 python run_supervised.py -c runs/tsm -r                                                   go on after a stop, exactly
 python run_supervised.py -c runs/tsm --test_only --num_clips 2 --num_crops 3              other views
 python run_supervised.py -c runs/theirs --test_only -m TSM_kinetics_RGB_...pth ...        what others have released
-python run_supervised.py @scripts/tsm_kinetics_8f.args --root DATA --train_list T --val_list V -c runs/tsm
+python run_supervised.py @scripts/recipes/tsm_kinetics_8f.args --root DATA --train_list T --val_list V -c runs/tsm
 torchrun --nproc_per_node=8 run_supervised.py -c runs/tsm ...                             on 8 GPUs, see scripts/slurm.sh
 python run.py --backbone tsm_resnet50 -pt runs/tsm/checkpoint_best_val.pt ...             then few-shot, on what it learnt
 """

@@ -24,7 +24,7 @@ from scripts import fuse_scores
 from utils import UserError
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted((ROOT / "scripts").glob("*.args"))
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.args"))
 SUPERVISED = [path for path in RECIPES if "python run_supervised.py @" in path.read_text(encoding="utf-8")]
 LISTS = ["--root", "DATA", "--train_list", "TRAIN", "--val_list", "VAL"]
 
@@ -53,7 +53,7 @@ def missing_in(text: str) -> list[str]:
 def test_a_header_is_complete(recipe: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
     assert missing_in(text) == []
-    assert f"@scripts/{recipe.name} " in header(text), "the command names this very file"
+    assert f"@scripts/recipes/{recipe.name} " in header(text), "the command names this very file"
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path not in SUPERVISED], ids=lambda path: path.name)
@@ -107,7 +107,7 @@ def test_a_supervised_recipe_parses_and_can_be_built_with_all_changes_that_it_na
 ) -> None:
     monkeypatch.chdir(ROOT)
     holds_out = "--holdout" in recipe.read_text(encoding="utf-8")
-    own = [f"@scripts/{recipe.name}", *(["--dataset", "DATA"] if holds_out else LISTS), "-c", str(tmp_path / "run")]
+    own = [f"@scripts/recipes/{recipe.name}", *(["--dataset", "DATA"] if holds_out else LISTS), "-c", str(tmp_path / "run")]
     args = supervised_settings.parse_args(own)
     assert (args.dataset if holds_out else args.train_list, args.val_freq) == ("DATA" if holds_out else "TRAIN", 1)
     build(args)
@@ -142,7 +142,7 @@ def test_headers_are_read_as_they_are_written() -> None:
 
 
 def test_a_header_that_lacks_something_is_found() -> None:
-    whole = "# python run.py @scripts/x.args\n# 4 GPUs, 12 h; expected 64.6 % (CVPR 2021, table 1); not run by us\n\n--way 5"
+    whole = "# python run.py @scripts/recipes/x.args\n# 4 GPUs, 12 h; expected 64.6 % (CVPR 2021, table 1); not run by us\n\n--way 5"
     assert missing_in(whole) == []
     for line in range(2):
         assert missing_in("\n".join(text for n, text in enumerate(whole.splitlines()) if n != line))
