@@ -58,18 +58,25 @@ class InputSpec:
 
 
 def resize_short_side(frames: Tensor, short_side: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """uint8 (T, 3, H, W) -> the same with the shorter side `short_side`, aspect kept, with antialiasing."""
-    height, width = frames.shape[-2:]
-    if min(height, width) == short_side:
+    """uint8 (T, 3, H, W) -> the same with the shorter side `short_side`, aspect kept, with antialiasing.
+
+    The longer side is rounded down, as torchvision and the libraries of the field do: 320 x 426 gives 256 x 340.
+    """
+    sides = frames.shape[-2:]
+    if min(sides) == short_side:
         return frames
-    scale = short_side / min(height, width)
-    size = [max(short_side, round(height * scale)), max(short_side, round(width * scale))]
+    size = [short_side * side // min(sides) for side in sides]
     return F.interpolate(frames, size=size, mode=interpolation, antialias=True)
 
 
 def short_side_for(size: int) -> int:
     """The shorter side of the frames that a crop of `size` pixels is taken from: 8/7 of it (224 -> 256, 84 -> 96)."""
     return round(size * 8 / 7)
+
+
+def centre_of(room: int) -> int:
+    """Where a crop begins that has so many pixels of room: in the middle, a half to the even side as torchvision rounds."""
+    return round(room / 2)
 
 
 def channels_first(frames: np.ndarray) -> Tensor:
@@ -100,7 +107,7 @@ class ClipTransform:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size), stored channels-last."""
         clip = resize_short_side(channels_first(frames), short_side_for(self.size), self.interpolation)
         if not self.train:
-            top, left = ((side - self.size) // 2 for side in clip.shape[-2:])
+            top, left = (centre_of(side - self.size) for side in clip.shape[-2:])
             return clip[..., top : top + self.size, left : left + self.size]
         clip = random_crop(clip, self.size, rng)
         return clip.flip(-1) if self.flip and rng.random() < 0.5 else clip
@@ -212,7 +219,8 @@ class ViewCrops:
     """Which crops of a video's frames are tested, `size` x `size` each.
 
     1: the centre. 3: both ends and the middle of the longer side. 5: the four corners and the centre. 10: these five, each
-    followed by its mirror image.
+    followed by its mirror image. Several crops lie in fourths of the room, rounded down, as TSM's do: up to three pixels
+    at the right and below are not seen.
 
     short_side: to which the frames are resized before; unset: `short_side_for(size)`. Where it is `size`, three crops
     cover frames of up to 3:1 whole, which is called full resolution.
@@ -242,12 +250,12 @@ class ViewCrops:
 
     def places(self, height: int, width: int) -> list[CropPlace]:
         """The crops of resized frames, in the order of the views."""
-        end_y, end_x = height - self.size, width - self.size
-        middle_y, middle_x = end_y // 2, end_x // 2
+        room_y, room_x = height - self.size, width - self.size
+        if self.num_crops == 1:
+            return [CropPlace(centre_of(room_y), centre_of(room_x))]
+        middle_y, middle_x, end_y, end_x = (n * (room // 4) for n in (2, 4) for room in (room_y, room_x))
         centre = CropPlace(middle_y, middle_x)
         corners = [CropPlace(top, left) for top in (0, end_y) for left in (0, end_x)]
-        if self.num_crops == 1:
-            return [centre]
         if self.num_crops == 3 and width >= height:
             return [CropPlace(middle_y, 0), CropPlace(middle_y, end_x), centre]
         if self.num_crops == 3:

@@ -38,7 +38,10 @@ def view_dataset(
     videos: Any, *, frames: int = 3, rule: str = "tsm", num_crops: int = 1, **settings: Any
 ) -> ViewDataset:
     return ViewDataset(
-        videos, sampling=clip_sampling(rule, seq_len=frames), crops=ViewCrops(SIZE, num_crops), **settings
+        videos,
+        sampling=clip_sampling(rule, seq_len=frames),
+        crops=ViewCrops(SIZE, num_crops, short_side=20),
+        **settings,
     )
 
 

@@ -337,7 +337,10 @@ def test_a_broken_page_is_found(
         ),
         (wrong_commands, "Try `python data_prep/extract_ucf101.py --help` and `python run.py --list`."),
         (wrong_flags, "| theirs | here |\n|---|---|\n| `--shots` | `--shot` |\n"),
-        (wrong_files, "`results.json` of `runs/x`, `scripts/recipes/*.args`, `predict.py`, `methods/`, `my_file.py:build`"),
+        (
+            wrong_files,
+            "`results.json` of `runs/x`, `scripts/recipes/*.args`, `predict.py`, `methods/`, `my_file.py:build`",
+        ),
         (wrong_links, "# One `two`, three!\n[one](#one-two-three), [data](docs/data.md#data), `[a](b)`"),
         (wrong_tables, "| a | b |\n|---|---|\n| 1 | – |\n"),
         (too_long, "a line\n" * 200),

@@ -107,7 +107,12 @@ def test_a_supervised_recipe_parses_and_can_be_built_with_all_changes_that_it_na
 ) -> None:
     monkeypatch.chdir(ROOT)
     holds_out = "--holdout" in recipe.read_text(encoding="utf-8")
-    own = [f"@scripts/recipes/{recipe.name}", *(["--dataset", "DATA"] if holds_out else LISTS), "-c", str(tmp_path / "run")]
+    own = [
+        f"@scripts/recipes/{recipe.name}",
+        *(["--dataset", "DATA"] if holds_out else LISTS),
+        "-c",
+        str(tmp_path / "run"),
+    ]
     args = supervised_settings.parse_args(own)
     assert (args.dataset if holds_out else args.train_list, args.val_freq) == ("DATA" if holds_out else "TRAIN", 1)
     build(args)
@@ -142,7 +147,8 @@ def test_headers_are_read_as_they_are_written() -> None:
 
 
 def test_a_header_that_lacks_something_is_found() -> None:
-    whole = "# python run.py @scripts/recipes/x.args\n# 4 GPUs, 12 h; expected 64.6 % (CVPR 2021, table 1); not run by us\n\n--way 5"
+    expected = "# 4 GPUs, 12 h; expected 64.6 % (CVPR 2021, table 1); not run by us"
+    whole = f"# python run.py @scripts/recipes/x.args\n{expected}\n\n--way 5"
     assert missing_in(whole) == []
     for line in range(2):
         assert missing_in("\n".join(text for n, text in enumerate(whole.splitlines()) if n != line))

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import run
 import run_supervised
 from backbones import build_backbone
+from backbones.torchvision_import import torchvision
 from clips.clip_dataset import epoch_order
 from clips.frame_sources import FrameFolder
 from clips.labelled_videos import mirrors_by_flag
@@ -514,10 +515,11 @@ def shapes(tmp_path: Path) -> Path:
 
 def literal_places(height: int, width: int, size: int, crops: int) -> list[tuple[int, int, bool]]:
     """(top, left, mirrored) of the crops in resized frames, in the order of the views."""
-    end_y, end_x = height - size, width - size
-    centre = (end_y // 2, end_x // 2, False)
     if crops == 1:
-        return [centre]
+        (square,) = torchvision.transforms.CenterCrop(size)(torch.arange(height * width).reshape(1, height, width))
+        return [(int(square[0, 0]) // width, int(square[0, 0]) % width, False)]
+    end_y, end_x = (height - size) // 4 * 4, (width - size) // 4 * 4
+    centre = (end_y // 2, end_x // 2, False)
     if crops == 3:
         ends = [(end_y // 2, 0), (end_y // 2, end_x)] if width >= height else [(0, end_x // 2), (end_y, end_x // 2)]
         return [*((top, left, False) for top, left in ends), centre]

@@ -10,6 +10,7 @@ import torch
 from conftest import textured_frames
 from PIL import Image
 
+from backbones.torchvision_import import torchvision
 from clips.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -69,8 +70,10 @@ def test_normalising_keeps_the_frames_and_their_layout() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "short_side", "expected"),
     [
-        (40, 48, 24, (24, 29)),
-        (48, 40, 24, (29, 24)),
+        (40, 48, 24, (24, 28)),
+        (48, 40, 24, (28, 24)),
+        (320, 426, 256, (256, 340)),
+        (240, 427, 256, (256, 455)),
         (40, 48, 40, (40, 48)),
         (40, 48, 80, (80, 96)),
         (9, 90, 8, (8, 80)),
@@ -79,8 +82,10 @@ def test_normalising_keeps_the_frames_and_their_layout() -> None:
 def test_the_shorter_side_becomes_what_was_asked_and_the_aspect_stays(
     height: int, width: int, short_side: int, expected: tuple[int, int]
 ) -> None:
-    resized = resize_short_side(clip_of(height=height, width=width), short_side)
+    frames = clip_of(height=height, width=width)
+    resized = resize_short_side(frames, short_side)
     assert tuple(resized.shape) == (4, 3, *expected)
+    assert resized.shape == torchvision.transforms.Resize(short_side)(frames).shape
     assert resized.dtype == torch.uint8
 
 
@@ -263,13 +268,16 @@ def test_test_crops_lie_where_the_public_code_has_them() -> None:
 
 
 def test_three_crops_of_an_upright_video_are_at_its_top_bottom_and_middle() -> None:
-    assert [place[:2] for place in ViewCrops(256, 3, 256).places(454, 256)] == [(0, 0), (198, 0), (99, 0)]
+    assert [place[:2] for place in ViewCrops(256, 3, 256).places(454, 256)] == [(0, 0), (196, 0), (98, 0)]
     assert [place[:2] for place in ViewCrops(224, 3).places(340, 256)] == [(0, 16), (116, 16), (58, 16)]
 
 
-def test_the_last_crop_reaches_the_end_of_any_frame() -> None:
+def test_several_crops_lie_in_whole_fourths_of_the_room_and_one_in_its_middle() -> None:
     for width in range(256, 300):
-        assert ViewCrops(256, 3, 256).places(256, width)[1].left == width - 256
+        left, right, middle = (place.left for place in ViewCrops(256, 3, 256).places(256, width))
+        assert (left, right, middle) == (0, 4 * ((width - 256) // 4), 2 * ((width - 256) // 4))
+    (one,) = ViewCrops(224).places(256, 455)
+    assert one[:2] == (16, 116)  # a half goes to the even side
 
 
 def test_ten_crops_are_the_five_each_followed_by_its_mirror_image() -> None:
@@ -282,7 +290,7 @@ def test_ten_crops_are_the_five_each_followed_by_its_mirror_image() -> None:
 def test_frames_are_resized_to_eight_sevenths_of_the_crop_unless_told(size: int, expected: int) -> None:
     frames = np.zeros((1, 30, 40, 3), dtype=np.uint8)
     assert min(ViewCrops(size).resize(frames).shape[-2:]) == expected == int(size / 0.875 + 0.5)
-    assert tuple(ViewCrops(size, short_side=size).resize(frames).shape[-2:]) == (size, round(size * 4 / 3))
+    assert tuple(ViewCrops(size, short_side=size).resize(frames).shape[-2:]) == (size, size * 4 // 3)
 
 
 @pytest.mark.parametrize("num_crops", [1, 3, 5, 10])
