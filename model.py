@@ -51,6 +51,9 @@ class CNN_FSHead(nn.Module):
     takes_episodes: bool = True
     """Whether `forward` takes several episodes at once."""
 
+    averages_steps: bool = False
+    """Whether a video's steps count by their mean alone: then a backbone that has a feature of the whole clip gives that."""
+
     condenses: bool = False
     """Whether `describe` and `classify_described` together are `classify`, so that a test may store descriptions."""
 
@@ -59,6 +62,8 @@ class CNN_FSHead(nn.Module):
         gets frames, one episode at a time, as classes of the TRX-style libraries expect."""
         super().__init_subclass__(**options)
         own = vars(cls)
+        if {"forward", "get_feats", "classify"} & own.keys():
+            cls.averages_steps = own.get("averages_steps", False)
         if "forward" in own or "get_feats" in own:
             cls.works_on_features = own.get("works_on_features", False)
             cls.takes_episodes = own.get("takes_episodes", "forward" not in own)
@@ -290,6 +295,8 @@ class CNN_TSN(CNN_FSHead):
 
     Temporal Segment Networks (Wang et al., ECCV 2016) as the few-shot literature uses them: no parameters but the scale.
     """
+
+    averages_steps = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)

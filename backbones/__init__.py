@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,15 @@ __all__ = ["BACKBONES", "Backbone", "FrameBackbone", "build_backbone"]
 
 @dataclasses.dataclass(frozen=True)
 class BackboneEntry:
-    """How to build a backbone, which torchvision weights are its pretrained ones (None: it has none), its usual clip, and
-    which package beside torchvision it needs."""
+    """How to build a backbone, which torchvision weights are its pretrained ones (None: it has none), its usual clip, which
+    package beside torchvision it needs, and the options with which it has a feature of the whole clip, for what would
+    average its steps."""
 
     build: Callable[..., Backbone]
     weights: str | None = None
     frames: int = 8
     package: str = ""
+    of_clips: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def lacks(self) -> str:
@@ -47,6 +49,8 @@ def of_timm(name: str, size: int | None = None) -> BackboneEntry:
 RESNET = "ResNet{}_Weights.IMAGENET1K_V1"
 INCEPTION = "GoogLeNet_Weights.IMAGENET1K_V1"
 MOBILENET = "MobileNet_V2_Weights.IMAGENET1K_V1"
+
+TOKEN = {"token": "class"}
 
 
 def per_depth(
@@ -85,8 +89,12 @@ BACKBONES: dict[str, BackboneEntry] = {
     "r2plus1d_18": BackboneEntry(partial(video.r2plus1d, 18), "R2Plus1D_18_Weights.KINETICS400_V1", 16),
     "r2plus1d_34": BackboneEntry(partial(video.r2plus1d, 34, midplanes="paper"), None, 16),
     "s3d": BackboneEntry(video.s3d, "S3D_Weights.KINETICS400_V1", 128),
-    "mvit_v1_b": BackboneEntry(partial(video.mvit, "mvit_v1_b"), "MViT_V1_B_Weights.KINETICS400_V1", 16),
-    "mvit_v2_s": BackboneEntry(partial(video.mvit, "mvit_v2_s"), "MViT_V2_S_Weights.KINETICS400_V1", 16),
+    "mvit_v1_b": BackboneEntry(
+        partial(video.mvit, "mvit_v1_b"), "MViT_V1_B_Weights.KINETICS400_V1", 16, of_clips=TOKEN
+    ),
+    "mvit_v2_s": BackboneEntry(
+        partial(video.mvit, "mvit_v2_s"), "MViT_V2_S_Weights.KINETICS400_V1", 16, of_clips=TOKEN
+    ),
     "swin3d_t": BackboneEntry(partial(video.swin3d, "swin3d_t"), "Swin3D_T_Weights.KINETICS400_V1", 32),
     "swin3d_s": BackboneEntry(partial(video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1", 32),
     "swin3d_b": BackboneEntry(partial(video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1", 32),

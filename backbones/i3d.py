@@ -7,6 +7,7 @@ Letters: N clips, T frames, S steps, D width.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 
 from torch import nn
@@ -18,6 +19,7 @@ from clips.transforms import InputSpec
 from utils import UserError
 
 Size = tuple[int, int, int]
+SLOW_INFLATED = r"layer[34]\.\d+\.conv1$"
 
 
 def pool3d(kind: str, kernel: Size, stride: Size, padding: Size) -> nn.Module:
@@ -66,10 +68,11 @@ def resnet(depth: int, *, seq_len: int, temporal_stride: bool = False, kernels: 
 
     temporal_stride: time is halved three times, S = T/8; without it S = T. kernels: '3x3x3' inflates every 3x3;
     '3x1x1', for depths of 50 and more, inflates the first 1x1 of every other block instead (Wang et al., CVPR 2018:
-    non-local).
+    non-local); 'slow' that of every block of the last two stages and nothing before, without temporal strides
+    (Feichtenhofer et al., ICCV 2019: the slow pathway, SlowOnly).
     """
     t = 2 if temporal_stride else 1
-    if one_of("kernels", kernels, ("3x3x3", "3x1x1")) == "3x3x3":
+    if one_of("kernels", kernels, ("3x3x3", "3x1x1", "slow")) == "3x3x3":
         net = inflate_resnet(
             depth,
             lambda name, conv: conv3d(
@@ -79,6 +82,13 @@ def resnet(depth: int, *, seq_len: int, temporal_stride: bool = False, kernels: 
             ),
         )
         time_path = [(3, t, 1)] * 3
+    elif depth < 50:
+        raise UserError(f"kernels {kernels} need depth 50 or more, found {depth}: give --backbone i3d_resnet50")
+    elif kernels == "slow":
+        if temporal_stride:
+            raise UserError("kernels=slow has no temporal strides: leave temporal_stride=true out")
+        net = inflate_resnet(depth, lambda name, conv: conv3d(conv, 3 if re.match(SLOW_INFLATED, name) else 1))
+        time_path = []
     else:
         net = alternately_inflated(depth, t)
         time_path = [(5, t, 2), (1, t, 0), (2, t, 0)] if temporal_stride else []
@@ -89,8 +99,6 @@ def resnet(depth: int, *, seq_len: int, temporal_stride: bool = False, kernels: 
 
 def alternately_inflated(depth: int, t: int) -> nn.Sequential:
     """The '3x1x1' form; with t = 2 the first convolution, the pool after it and a pool after stage 1 halve time."""
-    if depth < 50:
-        raise UserError(f"kernels 3x1x1 need depth 50 or more, found {depth}: give --backbone i3d_resnet50")
 
     def convolution(name: str, conv: nn.Conv2d) -> nn.Module:
         if name == "conv1":

@@ -32,11 +32,13 @@ Facts = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file of another code base: its tensors, under names without `module.`, and what it was called in training."""
+    """A file of another code base: its tensors, under names without `module.`, what it was called in training, and the text
+    of the training's configuration, where it is kept."""
 
     path: Path
     state: Mapping[str, Tensor]
     arch: str
+    config: str = ""
 
     @property
     def title(self) -> str:
@@ -91,15 +93,13 @@ INSIDE = r"(?:base_model\.|backbone\.)?"  # what a network is called inside a re
 @dataclasses.dataclass(frozen=True)
 class Network:
     """What a file tells of its network. options: of the backbone's builder, None for those that it does not tell.
-    frames: of a clip, None where it does not tell. assumed: defaults of the code base that nothing in a file tells.
-    odd_head: in which way its classifier is no linear map of mean features; then only its backbone is taken."""
+    frames: of a clip, None where it does not tell. usual: the code base's defaults of options that no file tells."""
 
     backbone: str
     options: Facts
     frames: int | None = None
-    assumed: str = ""
     sampling: str = "tsm"
-    odd_head: str = ""
+    usual: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def tsm(file: File) -> Network:
         told_div = file.told(r"_shift(\d+)_")
         options["shift_div"] = int(told_div) if told_div else None
     if mobile:
-        return Network("tsm_mobilenet_v2" if place else "mobilenet_v2", options, told_segments(file), "", dense(file))
+        return Network("tsm_mobilenet_v2" if place else "mobilenet_v2", options, told_segments(file), dense(file))
     depth = file.agreed("depth", file.resnet_depth(), number(file.told(r"resnet(\d+)")))
     if place:
         options["place"] = place
@@ -138,7 +138,7 @@ def tsm(file: File) -> Network:
         options["non_local"] = True
     if file.has(r"layer2\.net\."):
         options["temporal_pool"] = 1
-    return Network(f"{'tsm_' if place else ''}resnet{depth}", options, told_segments(file), "", dense(file))
+    return Network(f"{'tsm_' if place else ''}resnet{depth}", options, told_segments(file), dense(file))
 
 
 def is_tsm_title(file: File) -> bool:
@@ -169,7 +169,7 @@ def tdn(file: File) -> Network:
     """TDN_<data>_RGB_resnet50_avg_segment8_e60/best.pth.tar; five frames for each segment."""
     depth = file.agreed("depth", file.resnet_depth(), number(file.told(r"resnet(\d+)")))
     segments = told_segments(file)
-    return Network(f"tdn_resnet{depth}", {}, segments and 5 * segments, "", "tdn")
+    return Network(f"tdn_resnet{depth}", {}, segments and 5 * segments, "tdn")
 
 
 def study(file: File) -> Network:
@@ -182,7 +182,7 @@ def study(file: File) -> Network:
     inception = file.has(r"^inception3a\.")
     depth = None if inception else file.agreed("depth", file.resnet_depth(), number(file.told(r"resnet-(\d+)")))
     options: Facts = {}
-    assumed = ""
+    usual = ""
     aggregates = file.has(r"\btam\w*\.")
     if flat:
         options["temporal_pool"] = None if strides is None else 3 if strides else 0
@@ -191,9 +191,11 @@ def study(file: File) -> Network:
         if aggregates:
             options["depthwise"] = file.shape(r"curr(_se\.fc1)?\.weight$")[1] == 1
             options["blend"] = file.told(r"TAM-b\d+-(sum|max)") or None
-            assumed = "" if inception else "shortcut=pre, as in the release of 2021"
+            if not inception:
+                options["shortcut"] = None
+                usual = "shortcut=pre in the release of 2021"
         name = "inception_v1" if inception else f"resnet{depth}"
-        return Network(f"tam_{name}" if aggregates else name, options, told_frames, assumed, "study")
+        return Network(f"tam_{name}" if aggregates else name, options, told_frames, "study", usual)
     options["temporal_stride"] = strides
     separable = file.shape(r"\bconv\d?_t\.weight$")
     if separable:
@@ -202,8 +204,8 @@ def study(file: File) -> Network:
         options["pooling"] = pooling or file.told(r"(max|avg)") or (None if has_pools else "max")
         if not separable:
             options["form"] = "study" if file.told(r"(i3d_v2)") else None
-        return Network("s3d_inception_v1" if separable else "i3d", options, told_frames, assumed, "study")
-    return Network(f"{'s3d' if separable else 'i3d'}_resnet{depth}", options, told_frames, assumed, "study")
+        return Network("s3d_inception_v1" if separable else "i3d", options, told_frames, "study")
+    return Network(f"{'s3d' if separable else 'i3d'}_resnet{depth}", options, told_frames, "study")
 
 
 def resnets_3d(file: File) -> Network:
@@ -214,43 +216,70 @@ def resnets_3d(file: File) -> Network:
     options: Facts = {
         "shortcut": "B" if file.has(r"\.downsample\.") else "A",
         "conv1_t_size": kernel[2],
+        "conv1_t_stride": None,
+        "no_max_pool": None,
     }
     width = file.shape(r"^layer1\.0\.conv1\.weight$")[:1]
     if depth >= 50 and not factored and width != (64,):
         options["width"] = width[0]
-    assumed = "conv1_t_stride=1 no_max_pool=false, the defaults there"
     name = f"resnet2p1d{depth}" if factored else f"resnet3d{depth}"
-    return Network(name, options, None, assumed, "study_dense")
+    return Network(name, options, None, "study_dense", "conv1_t_stride=1 no_max_pool=false in all released files")
 
 
 def mmaction(file: File) -> Network:
     """MMAction2's recognisers: tsm_..-r50_8xb16-1x1x8-50e_kinetics400-rgb_<date>-<hash>.pth, {"state_dict": ...}."""
-    title = file.path.name
-    clip = re.search(r"(\d+)x(\d+)x(\d+)", title)
+    clip = re.search(r"(\d+)x(\d+)x(\d+)", file.path.name)
+    if file.has(r"^backbone\.layer1\.0\.conv\.0\."):
+        only_rgb(file, r"^backbone\.conv1\.conv\.weight$")
+        frames = int(clip[1]) * int(clip[3]) if clip else None
+        if not file.has(r"\.conv\.0\.net\."):
+            return Network("mobilenet_v2", {}, frames)
+        return Network("tsm_mobilenet_v2", {"shift_div": shift_div(file)}, frames, usual="shift_div=8")
+    if file.has(r"^backbone\.conv1\.conv\.conv_s\.") and (depth := file.resnet_depth()) < 50:
+        only_rgb(file, r"^backbone\.conv1\.conv\.conv_s\.weight$")
+        return Network(f"resnet2p1d{depth}", {"form": "mmaction2"}, clip and int(clip[1]), "study_dense")
     shape = file.shape(r"^backbone\.conv1\.conv\.weight$")
-    if not shape or file.has(r"non_local_block") or file.has(r"^backbone\.layer1\.0\.conv\."):
-        raise UserError(
-            f"{file.path} holds a network of MMAction2 that this library does not have: {KNOWN_OF_MMACTION}"
-        )
+    if len(shape) not in (4, 5):
+        raise UserError(f"{file.path} {NOT_OF_MMACTION}")
     only_rgb(file, r"^backbone\.conv1\.conv\.weight$")
     depth = file.resnet_depth()
     if len(shape) == 5:
-        if shape[2:] != (5, 7, 7) or depth < 50 or file.shape(r"layer1\.0\.conv1\.conv\.weight$")[2] != 3:
-            raise UserError(
-                f"{file.path} holds a 3D network of MMAction2 whose first convolution is {shape[2]}x7x7: {KNOWN_OF_MMACTION}"
-            )
-        options: Facts = {"kernels": "3x1x1", "temporal_stride": True}
-        return Network(f"i3d_resnet{depth}", options, clip and int(clip[1]), "", "study_dense")
+        inflated = [file.shape(rf"layer{stage}\.0\.conv1\.conv\.weight$")[2] for stage in (1, 2, 3, 4)]
+        forms: dict[tuple[int, ...], Facts] = {
+            (5, 3, 3, 3, 1): {"kernels": "3x1x1", "temporal_stride": True},
+            (1, 1, 1, 3, 3): {"kernels": "slow"},
+        }
+        options = forms.get((shape[2], *inflated), {})
+        if not options or depth < 50 or file.has(r"non_local_block"):
+            raise UserError(f"{file.path} {NOT_OF_MMACTION}")
+        return Network(f"i3d_resnet{depth}", options, clip and int(clip[1]), "study_dense")
     frames = int(clip[1]) * int(clip[3]) if clip else None
-    if not file.has(r"conv1\.conv\.net\."):
+    place = "block" if file.has(r"layer1\.0\.net\.") else "blockres" if file.has(r"conv1\.conv\.net\.") else None
+    if place is None:
         return Network(f"resnet{depth}", {}, frames)
-    options = {"place": "blockres"}
+    options = {"place": place, "shift_div": shift_div(file)}
     if file.has(r"layer2\.net\."):
         options["temporal_pool"] = 1
-    return Network(f"tsm_resnet{depth}", options, frames, "shift_div=8, the default there")
+    if file.has(r"non_local_block"):
+        options["non_local"] = True
+        if not re.search(r"nl-embedded-gaussian|mode\s*=\s*.embedded_gaussian", f"{file.path.name} {file.config}"):
+            raise UserError(
+                f"{file.path} does not tell that its non-local blocks are embedded Gaussian, as those of this library: give "
+                "the file back its name (..._nl-embedded-gaussian_...)"
+            )
+    return Network(f"tsm_resnet{depth}", options, frames, usual="shift_div=8")
 
 
-KNOWN_OF_MMACTION = "expected TSN or TSM of ResNets, or I3D of a ResNet-50 with a first convolution of 5x7x7"
+def shift_div(file: File) -> int | None:
+    """Of MMAction2's TSM, which its configuration tells."""
+    found = re.search(r"shift_div\s*=\s*(\d+)", file.config)
+    return int(found[1]) if found else None
+
+
+NOT_OF_MMACTION = (
+    "holds a network of MMAction2 that this library does not have: expected TSN or TSM of ResNets or MobileNetV2, I3D or "
+    "SlowOnly of ResNets of 50 layers or more, or R(2+1)D of fewer"
+)
 
 
 def video_of_torchvision(file: File) -> Network:
@@ -268,7 +297,7 @@ def video_of_torchvision(file: File) -> Network:
     if file.has(r"^conv_proj\."):
         relative = file.has(r"\.rel_pos_h$")
         return Network("mvit_v2_s" if relative else "mvit_v1_b", {"token": "class"}, 16)
-    return Network("s3d", {}, odd_head="reads steps of an S3D that are averaged in pairs")
+    return Network("s3d", {"steps": "pairs"})
 
 
 def images_of_torchvision(file: File) -> Network:
@@ -315,7 +344,7 @@ class Released:
     file: File
     network: Network
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
 
     @property
     def num_classes(self) -> int:
@@ -329,11 +358,12 @@ class Released:
         path, network = self.file.path, self.network
         asked = given.backbone_options or {}
         options = {name: value for name, value in network.options.items() if value is not None}
-        for name in network.options.keys() - options.keys():
-            if name not in asked:
-                raise UserError(
-                    f"{path} does not tell {name} of its {network.backbone}: give --backbone_options {name}=..."
-                )
+        if unknown := [name for name in network.options if name not in options and name not in asked]:
+            usual = f" ({network.usual})" if network.usual else ""
+            raise UserError(
+                f"{path} does not tell {' and '.join(unknown)} of its {network.backbone}: give --backbone_options "
+                f"{' '.join(f'{name}=...' for name in unknown)}{usual}"
+            )
         frames = network.frames or given.seq_len
         if frames is None:
             raise UserError(f"{path} does not tell how many frames its clips had in training: give --seq_len")
@@ -360,15 +390,10 @@ class Released:
 
     def fits(self, classifier: nn.Linear) -> bool:
         """Whether the file's classifier can be this one's."""
-        return not self.network.odd_head and self.weight.shape == classifier.weight.shape
+        return self.weight.shape == classifier.weight.shape
 
     def recogniser(self, settings: Mapping[str, Any]) -> tuple[Recogniser, LoadReport]:
         """The network of `settings` with the file's weights and classifier. Raises UserError where any tensor is left."""
-        if self.network.odd_head:
-            raise UserError(
-                f"the classifier in {self.file.path} {self.network.odd_head}: expected one of mean features; give the file "
-                "with -pt or --tune_from, for its backbone alone"
-            )
         backbone = build_backbone(settings["backbone"], seq_len=settings["seq_len"], **settings["backbone_options"])
         report = load_weights(getattr(backbone, "net", backbone), dict(self.file.state), str(self.file.path))
         if report.missing or report.unexpected:
@@ -388,12 +413,11 @@ class Released:
         """What was taken of the file, under other names or left out."""
         options = " ".join(f"{name}={value}" for name, value in self.network.options.items() if value is not None)
         renamed = sum(name not in self.file.state for name in report.loaded)
-        assumed = f"; assumed {self.network.assumed}" if self.network.assumed else ""
         left_out = [name for name in self.file.state if re.match(LEFT_OUT, name)]
         return (
             f"{self.file.path}: {self.network.backbone}{options and f' with {options}'} of {self.code_base}, "
             f"{self.num_classes} classes; {len(report.loaded)} tensors taken, {renamed} of them under other names, "
-            f"{len(left_out)} left out{assumed}"
+            f"{len(left_out)} left out"
         )
 
 
@@ -403,19 +427,19 @@ def released(content: Any, path: Path) -> Released | None:
     Raises UserError for one whose network this library does not have, and for a file without weights.
     """
     state = {re.sub(r"^(module\.)+", "", name): tensor for name, tensor in state_dict_in(content, str(path)).items()}
-    arch = content.get("arch") if isinstance(content, dict) else None
-    file = File(path, state, arch if isinstance(arch, str) else "")
+    arch, meta = (content.get(name) if isinstance(content, dict) else None for name in ("arch", "meta"))
+    config = meta.get("cfg", meta.get("config")) if isinstance(meta, dict) else None
+    file = File(path, state, arch if isinstance(arch, str) else "", config if isinstance(config, str) else "")
     for name, rule in CODE_BASES.items():
         if not rule.holds(file):
             continue
         classifier = next((n for n in state if re.fullmatch(rf"({rule.classifier})\.weight", n)), None)
         if classifier is None:
             return None  # a backbone alone
-        bias = state.get(classifier.removesuffix("weight") + "bias")
-        network = rule.network(file)
-        if not network.odd_head and (bias is None or state[classifier].ndim != 2):
-            raise UserError(
-                f"{path} has a classifier {tuple(state[classifier].shape)}: expected (C, D), and a bias (C,)"
-            )
-        return Released(name, file, network, state[classifier], bias)
+        weight, bias = state[classifier], state.get(classifier.removesuffix("weight") + "bias")
+        if weight.shape[2:] == (1, 1, 1):
+            weight = weight.flatten(1)  # a convolution of single cells
+        if bias is None or weight.ndim != 2:
+            raise UserError(f"{path} has a classifier {tuple(weight.shape)}: expected (C, D), and a bias (C,)")
+        return Released(name, file, rule.network(file), weight, bias)
     return None

@@ -6,6 +6,7 @@ Letters: N clips, T frames, S steps, D width, C channels, h w cells of a map.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -64,10 +65,25 @@ def resnet2p1d(
     conv1_t_size: int = 7,
     conv1_t_stride: int = 1,
     no_max_pool: bool = False,
+    form: str = "hara",
 ) -> ClipBackbone:
     """R(2+1)D in the form of 3D-ResNets: as `resnet`, each convolution over time and space in two halves. D, S and options
-    are the same. It has a pool and another first convolution than torchvision's r2plus1d_18."""
-    return build(depth, factored, seq_len, shortcut, conv1_t_size, conv1_t_stride, no_max_pool)
+    are the same. It has a pool and another first convolution than torchvision's r2plus1d_18.
+
+    form: 'mmaction2', for depths below 50, is that of MMAction2: 3 frames in the first convolution, whose pool leaves time
+    whole (S = T/8), shortcuts in two halves as well, and batch norms at 1e-3. It has no other options.
+    """
+    if one_of("form", form, ("hara", "mmaction2")) == "hara":
+        return build(depth, factored, seq_len, shortcut, conv1_t_size, conv1_t_stride, no_max_pool)
+    if depth >= 50 or (shortcut, conv1_t_size, conv1_t_stride, no_max_pool) != ("B", 7, 1, False):
+        raise UserError("form=mmaction2 is for depths below 50, and has no further options: leave the others out")
+    backbone = build(depth, factored_thrice, seq_len, "B", conv1_t_size=3, conv1_t_stride=1, no_max_pool=True)
+    net = backbone.net
+    net.set_submodule("maxpool", nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm3d) and not re.search(r"(conv\d|downsample\.0)\.bn$", name):
+            module.eps = 1e-3
+    return backbone
 
 
 def factored(conv: nn.Conv2d, frames: int = 1, stride: int = 1) -> nn.Module:
@@ -75,8 +91,18 @@ def factored(conv: nn.Conv2d, frames: int = 1, stride: int = 1) -> nn.Module:
     (Tran et al., CVPR 2018, section 3.5); one over a single frame stays whole."""
     if frames == 1:
         return conv3d(conv, frames, stride)
+    return halves(conv, frames, stride, width_of=frames)
+
+
+def factored_thrice(conv: nn.Conv2d, frames: int = 1, stride: int = 1) -> nn.Module:
+    """`factored`, one over a single frame as well, at the inner width of one over three."""
+    return halves(conv, frames, stride, width_of=3)
+
+
+def halves(conv: nn.Conv2d, frames: int, stride: int, width_of: int) -> nn.Module:
+    """width_of: the frames of the whole convolution that has the parameters of both."""
     c_in, c_out, area = conv.in_channels, conv.out_channels, side(conv.kernel_size) ** 2
-    middle = frames * area * c_in * c_out // (area * c_in + frames * c_out)
+    middle = width_of * area * c_in * c_out // (area * c_in + width_of * c_out)
     kernel, step, padding = (side(size) for size in (conv.kernel_size, conv.stride, conv.padding))
     spatial = nn.Conv2d(c_in, middle, kernel, step, padding, bias=False)
     return nn.Sequential(

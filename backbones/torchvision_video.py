@@ -68,14 +68,23 @@ def video_resnet(net: nn.Module, seq_len: int, halvings: int) -> ClipBackbone:
     )
 
 
-def s3d(*, seq_len: int) -> ClipBackbone:
-    """S3D: D = 1024, S = T/8; 5 frames at least. Its weights were trained on clips of 128 frames."""
+def s3d(*, seq_len: int, steps: str = "single") -> ClipBackbone:
+    """S3D: D = 1024, S = T/8; 5 frames at least. Its weights were trained on clips of 128 frames.
+
+    steps: 'pairs' averages neighbouring steps, S - 1 of them, whose mean torchvision's own classifier reads: of frames of
+    224 pixels, with clips of 16 frames at least.
+    """
+    layers = OrderedDict(features=video.s3d().features)
+    time_path = [(7, 2, 3), (3, 2, 1), (2, 2, 0)]
+    if one_of("steps", steps, ("single", "pairs")) == "pairs":
+        layers["pairs"] = nn.AvgPool3d((2, 1, 1), stride=1)
+        time_path.append((2, 1, 0))
     return ClipBackbone(
-        nn.Sequential(OrderedDict(features=video.s3d().features)),
+        nn.Sequential(layers),
         feature_dim=1024,
         input_spec=InputSpec(mean=MEAN, std=STD, frames=128),
         seq_len=seq_len,
-        time_path=[(7, 2, 3), (3, 2, 1), (2, 2, 0)],
+        time_path=time_path,
     )
 
 

@@ -76,6 +76,21 @@ RENAMES = (
     (r"\bconv(\d?)\.weight$", r"conv\1.spatial.weight"),  # image networks and IBM: the first half
     (r"\bbn(\d?)\.", r"conv\1.bn."),
 )
+
+# MMAction2's ResNets, in this order.
+MMACTION = (
+    (r"\bconv(\d)\.bn\.", r"bn\1."),
+    (r"\bconv(\d)\.conv\.", r"conv\1."),
+    (r"\bdownsample\.conv\.", "downsample.0."),
+    (r"\bdownsample\.bn\.", "downsample.1."),
+    (r"\.conv_s\.", ".spatial."),
+    (r"\.bn_s\.", ".bn."),
+    (r"\.conv_t\.", ".temporal."),
+    (r"\.non_local_block\.", ".nl."),
+    (r"\.nl\.conv_out\.conv\.", ".nl.W.0."),
+    (r"\.nl\.conv_out\.bn\.", ".nl.W.1."),
+    (r"(\.nl\.(?:g\.0|phi\.0|theta))\.conv\.", r"\1."),
+)
 INFLATIONS = ("mean", "repeat", "center")
 
 
@@ -111,7 +126,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], source: str, inflatio
     """
     one_of("inflation", inflation, INFLATIONS)
     own = net.state_dict()
-    state = folded_biases(named_layers(plain_blocks(joined_taps(parted_modules(state)))))
+    state = folded_biases(named_layers(plain_blocks(joined_taps(featured_stages(parted_modules(state))))))
     found = with_copies({own_name(name, own): tensor for name, tensor in state.items()}, net)
     matched = {name: fitted(found[name], own[name], inflation) for name in own if name in found}
     for name, tensor in matched.items():
@@ -161,15 +176,20 @@ def own_name(name: str, own: dict[str, Tensor]) -> str:
 
 
 def parted_modules(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet as MMAction2 keeps it, a convolution and its norm in one module, under torchvision's names."""
-    if not any(re.search(r"\blayer1\.0\.conv1\.conv\.", name) for name in state):
+    """A ResNet as MMAction2 keeps it, a convolution and its norm in one module, under torchvision's names; the halves of its
+    R(2+1)D and its non-local blocks as here and in TSM."""
+    if not any(re.search(r"\blayer1\.0\.(net\.|block\.)?conv1\.conv\.", name) for name in state):
         return state
 
     def parted(name: str) -> str:
-        name = re.sub(r"\bconv(\d)\.bn\.", r"bn\1.", re.sub(r"\bconv(\d)\.conv\.", r"conv\1.", name))
-        return name.replace("downsample.conv.", "downsample.0.").replace("downsample.bn.", "downsample.1.")
+        for pattern, replacement in MMACTION:
+            name = re.sub(pattern, replacement, name)
+        return name
 
-    return {parted(name): tensor for name, tensor in state.items()}
+    named = {parted(name): tensor for name, tensor in state.items()}
+    for name in [name for name in named if name.endswith(".nl.W.0.weight")]:
+        named.setdefault(name.replace("weight", "bias"), torch.zeros(len(named[name])))
+    return named
 
 
 def joined_taps(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -194,6 +214,30 @@ def plain_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return f"features.{match[1]}.conv.{rows[match[2]]}."
 
     return {re.sub(r"features\.(\d+)\.conv\.(\d)\.", nested, name): tensor for name, tensor in state.items()}
+
+
+def featured_stages(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """MobileNetV2 as MMAction2 keeps it, in stages, in one row as torchvision has it."""
+    if not any(re.search(r"\blayer1\.0\.conv\.0\.(net\.)?conv\.", name) for name in state):
+        return state
+    stages = [1, 2, 3, 4, 3, 3, 1]  # blocks in each
+
+    def block(match: re.Match[str]) -> str:
+        stage, number, layer, part = int(match[1]), int(match[2]), int(match[3]), match[4]
+        feature = 1 + sum(stages[: stage - 1]) + number
+        if layer == (1 if stage == 1 else 2):  # the last convolution of a block is in no module with its norm
+            return f"features.{feature}.conv.{layer + (part == 'bn')}."
+        return f"features.{feature}.conv.{layer}.{int(part == 'bn')}."
+
+    def named(name: str) -> str:
+        name = re.sub(r"^(backbone\.)?layer(?=\d)", "layer", name).replace(".net.", ".")
+        name = re.sub(r"^layer(\d)\.(\d)\.conv\.(\d)\.(conv|bn)\.", block, name)
+        for number, feature in ((1, 0), (2, 18)):
+            name = re.sub(rf"^(backbone\.)?conv{number}\.conv\.", f"features.{feature}.0.", name)
+            name = re.sub(rf"^(backbone\.)?conv{number}\.bn\.", f"features.{feature}.1.", name)
+        return name
+
+    return {named(name): tensor for name, tensor in state.items()}
 
 
 def named_layers(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backbones import BACKBONES
+from backbones import BACKBONES, entry_of
 from backbones.own_code import content_hash, is_own_code
 from engine.command_line import FlagGroup, KeyValues, Parser
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
@@ -187,11 +187,13 @@ def parse_run(
     *,
     decisive: Sequence[str] = (),
     settings_in: SettingsIn = settings_in_own,
+    averages_steps: Callable[[argparse.Namespace], bool] = lambda args: True,
 ) -> argparse.Namespace:
     """The settings of a run: defaults, below those of the run or checkpoint it inherits from, below the given flags.
 
     build_parser: from a first look at the `decisive` flags, and from what is inherited. settings_in: those in a file that is
-    tested, given a first look.
+    tested, given a first look. averages_steps: whether what comes after the backbone does; then one that has a feature of
+    the whole clip gives that.
     """
     early = first_look(argv, decisive)
     if early.list:
@@ -210,6 +212,8 @@ def parse_run(
     args.test_model_name = early.test_model_name
     if args.test_only:  # of a network's options those that are given have to agree, and the others are inherited
         args.backbone_options = {**inherited.get("backbone_options", {}), **args.backbone_options}
+    if not saved and averages_steps(args):
+        args.backbone_options = {**entry_of(args.backbone).of_clips, **args.backbone_options}
     check_inherited(args, inherited, parser)
     named = [name for name in (getattr(args, "method", ""), args.backbone) if is_own_code(name)]
     args.own_code = {name: content_hash(name) for name in named}

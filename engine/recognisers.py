@@ -47,7 +47,7 @@ def tune_from(model: Recogniser, path: Path, classes: Sequence[str], args: argpa
         # Lists with other classes have names of their own; those for videos in folders can only be the file's.
         names = class_names_of(found, args) if args.class_names and args.dataset else read_names(args)
         same = names == list(classes) and found.fits(model.classifier)
-        classifier = {"weight": found.weight, "bias": found.bias}
+        classifier: dict[str, Any] = {"weight": found.weight, "bias": found.bias}
     else:
         if args.dataset and args.class_names:
             raise UserError(f"--class_names is for lists, and for released recognisers, not for {path}: leave it out")

@@ -203,7 +203,10 @@ def parse_args(
         name = early.method or saved.get("method")
         return build_parser(methods, find_method(name, methods) if name else None, description=description)
 
-    args = parse_run(argv, parser_of, settings_in=settings_in)
+    def averages_steps(args: argparse.Namespace) -> bool:
+        return getattr(find_method(args.method, methods), "averages_steps", False)
+
+    args = parse_run(argv, parser_of, settings_in=settings_in, averages_steps=averages_steps)
     if not args.list:
         check_args(args)
     return args

@@ -268,7 +268,7 @@ def test_pages_are_read_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("system", "number"),
     [("Weights trained there", 6), ("Commands of TSM", 12), ("Commands of TDN", 6), ("Commands of the Action", 6),
-     ("Commands of 3D-ResNets", 5), ("Commands of MMAction2", 4)],
+     ("Commands of 3D-ResNets", 5), ("Commands of MMAction2", 6)],
 )  # fmt: skip
 def test_commands_of_other_readmes_have_one_here(system: str, number: int) -> None:
     """As many as their READMEs have, each in a row with theirs; test_a_page_is_right parses them."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import pickle
 import re
 import shlex
-from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,14 @@ import run_supervised
 from backbones import build_backbone
 from backbones.released import CODE_BASES, released
 from backbones.torchvision_import import torchvision
+from engine import supervised_settings
+from engine.command_line import KeyValues
+from engine.settings import parse_args
+from methods import METHODS
 from results.view_scores import ViewScores
 from tests.oracles import motion
 from tests.oracles import released as literal
-from utils import UserError, read_json
+from utils import read_json
 
 State = dict[str, Tensor]
 CLASSIFIERS = {"TSM": "module.new_fc", "TDN": "module.new_fc", "MMAction2": "cls_head.fc_cls"}
@@ -54,14 +58,53 @@ def as_shifted_tsm(state: State) -> State:
     return {f"module.base_model.{shifted(name)}": tensor for name, tensor in state.items()}
 
 
-def as_mmaction(state: State, *, tsm: bool = False) -> State:
-    """A convolution and its norm in one module."""
+def as_mmaction(state: State, *, tsm: str = "") -> State:
+    """A convolution and its norm in one module; tsm: the place of shifts."""
+    behind = {name[: name.index(".leave.")] for name in state if ".leave." in name}
     named = {}
     for name, tensor in state.items():
-        name = re.sub(r"\bconv(\d)\.", r"conv\1.conv.", shifted(name) if tsm else name)
+        block = ".".join(name.split(".")[:2])
+        name = shifted(name) if tsm == "blockres" else name
+        if ".leave." in name:
+            if name.endswith("W.0.bias"):
+                tensor.zero_()  # a norm follows: there is none in the file
+                continue
+            name = name.replace(".leave.", ".non_local_block.").replace(".W.0.", ".conv_out.conv.")
+            name = re.sub(r"\.(g\.0|phi\.0|theta)\.", r".\1.conv.", name.replace(".W.1.", ".conv_out.bn."))
+            named[f"backbone.{name}"] = tensor[:, :, None] if tensor.ndim == 4 else tensor
+            continue
+        name = re.sub(r"\bconv(\d)\.", r"conv\1.conv.", name)
         name = re.sub(r"\bbn(\d)\.", r"conv\1.bn.", name)
         name = name.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")
+        name = (
+            name.replace(".spatial.", ".conv_s.").replace(".conv.bn.", ".conv.bn_s.").replace(".temporal.", ".conv_t.")
+        )
+        if block in behind:
+            name = name.replace(f"{block}.", f"{block}.block.", 1)
+        if tsm == "block":
+            name = re.sub(r"^(layer\d\.\d\.)", r"\1net.", name)
         named[f"backbone.{name}"] = tensor
+    return named
+
+
+def as_mmaction_mobilenet(state: State, *, tsm: bool = False) -> State:
+    """MobileNetV2 in stages, every convolution and its norm in one module."""
+    stages = [1, 2, 3, 4, 3, 3, 1]
+    places = [(stage, block) for stage, number in enumerate(stages, start=1) for block in range(number)]
+    named = {}
+    for name, tensor in state.items():
+        _, feature, *rest = name.split(".")
+        if feature in ("0", "18"):
+            place = f"conv{1 if feature == '0' else 2}.{('conv', 'bn')[int(rest[0])]}"
+            leaf = rest[1]
+        else:
+            stage, block = places[int(feature) - 1]
+            last = 1 if stage == 1 else 2
+            layer, inner = (int(rest[1]), rest[2]) if int(rest[1]) < last else (last, str(int(rest[1]) - last))
+            net = "net." if tsm and layer == 0 and block else ""
+            place = f"layer{stage}.{block}.conv.{layer}.{net}{('conv', 'bn')[int(inner)]}"
+            leaf = rest[-1]
+        named[f"backbone.{place}.{leaf}"] = tensor
     return named
 
 
@@ -120,6 +163,12 @@ class Case:
     def __str__(self) -> str:
         return f"{self.code_base}: {self.backbone}"
 
+    def told(self) -> argparse.Namespace:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--backbone_options", nargs="+", action=KeyValues, default={})
+        parser.add_argument("--seq_len", type=int)
+        return parser.parse_args(self.given.split())
+
     def content(self) -> tuple[Any, State, State]:
         """What the file holds; its tensors; and those of our backbone, before they were renamed."""
         torch.manual_seed(0)
@@ -133,8 +182,10 @@ class Case:
         ours = getattr(backbone, "net", backbone).state_dict()
         state = bare(self.names(ours))
         name = CLASSIFIERS.get(self.code_base, "fc" if "torchvision" in self.code_base else "module.fc")
-        name = {"mobilenet_v2": "classifier.1", "swin3d_t": "head"}.get(self.backbone, name)
-        state |= {f"{name}.weight": torch.randn(len(LABELS), backbone.feature_dim) / backbone.feature_dim**0.5}
+        if "torchvision" in self.code_base:
+            name = {"mobilenet_v2": "classifier.1", "s3d": "classifier.1", "swin3d_t": "head"}.get(self.backbone, name)
+        weight = torch.randn(len(LABELS), backbone.feature_dim) / backbone.feature_dim**0.5
+        state |= {f"{name}.weight": weight[..., None, None, None] if self.backbone == "s3d" else weight}
         state |= {f"{name}.bias": torch.randn(len(LABELS))}
         plain = not self.container and "torchvision" in self.code_base
         return state if plain else {"epoch": 3, **self.container, "state_dict": state, "best_prec1": 50.0}, state, ours
@@ -147,6 +198,7 @@ class Case:
 
 
 SHIFTED = {"shift_div": 4, "place": "blockres"}
+HARA = {"conv1_t_stride": 1, "no_max_pool": False}
 IBM = "kinetics400-rgb-{}-f{}-cosine-bs72-e75"
 CASES = [
     Case("TSM", "TSM_kinetics_RGB_resnet18_shift4_blockres_avg_segment4_e50.pth", "tsm_resnet18", SHIFTED, 4,
@@ -159,8 +211,9 @@ CASES = [
     Case("TDN", "TDN__somethingv2_RGB_resnet50_avg_segment2_e60/best.pth.tar", "tdn_resnet50", {}, 10, as_tdn, None,
          size=64),
     Case("Action Recognition Study", "checkpoint.pth.tar", "tam_resnet18",
-         {"temporal_pool": 3, "pooling": "max", "blend": "sum", "depthwise": True}, 8, as_ibm,
-         partial(literal.study_tam, strides=True), container={"arch": IBM.format("TAM-b3-sum-resnet-18-ts-max", 8)}),
+         {"temporal_pool": 3, "pooling": "max", "blend": "sum", "depthwise": True, "shortcut": "pre"}, 8,
+         as_ibm, partial(literal.study_tam, strides=True), given="--backbone_options shortcut=pre",
+         container={"arch": IBM.format("TAM-b3-sum-resnet-18-ts-max", 8)}),
     Case("Action Recognition Study", "K400-I3D-ResNet-18-f4", "i3d_resnet18", {"temporal_stride": False}, 4, as_ibm,
          partial(literal.study_3d, separable=False, strides=False)),
     Case("Action Recognition Study", "model_best.pth.tar", "s3d_resnet18", {"temporal_stride": True, "dw_t_conv": True}, 8,
@@ -168,13 +221,32 @@ CASES = [
          container={"arch": IBM.format("s3d-resnet-18-dw-t-conv-ts", 8)}),
     Case("Action Recognition Study", "i3d.pth.tar", "i3d", {"temporal_stride": True, "pooling": "max", "form": "study"}, 8,
          as_ibm, literal.study_inception, container={"arch": IBM.format("i3d_v2-ts-max", 8)}),
-    Case("3D-ResNets", "resnet-18-kinetics.pth", "resnet3d18", {"shortcut": "A", "conv1_t_size": 7}, 8, as_hara,
-         partial(literal.hara, factored=False), given="--seq_len 8", container={"arch": "resnet-18"}),
-    Case("3D-ResNets", "r2p1d18_K_200ep.pth", "resnet2p1d18", {"shortcut": "B", "conv1_t_size": 7}, 8, as_factored,
-         partial(literal.hara, factored=True), given="--seq_len 8", container={"arch": "resnet2p1d-18"}),
+    Case("3D-ResNets", "resnet-18-kinetics.pth", "resnet3d18", {"shortcut": "A", "conv1_t_size": 7, **HARA}, 8, as_hara,
+         partial(literal.hara, factored=False), given="--backbone_options conv1_t_stride=1 no_max_pool=false --seq_len 8",
+         container={"arch": "resnet-18"}),
+    Case("3D-ResNets", "r2p1d18_K_200ep.pth", "resnet2p1d18", {"shortcut": "B", "conv1_t_size": 7, **HARA}, 8, as_factored,
+         partial(literal.hara, factored=True), given="--backbone_options conv1_t_stride=1 no_max_pool=false --seq_len 8",
+         container={"arch": "resnet2p1d-18"}),
     Case("MMAction2", "tsm_imagenet-pretrained-r18_8xb16-1x1x4-50e_kinetics400-rgb.pth", "tsm_resnet18",
-         {"place": "blockres"}, 4, partial(as_mmaction, tsm=True), partial(literal.mmaction, div=8),
-         container={"meta": {"version": "1.0"}}),
+         {"place": "blockres", "shift_div": 8}, 4, partial(as_mmaction, tsm="blockres"), partial(literal.mmaction, div=8),
+         given="--backbone_options shift_div=8", container={"meta": {"version": "1.0"}}),
+    Case("MMAction2", "tsm_r18_block_8xb16-1x1x4-50e_kinetics400-rgb.pth", "tsm_resnet18",
+         {"place": "block", "shift_div": 4}, 4, partial(as_mmaction, tsm="block"),
+         partial(literal.mmaction, div=4, place="block"),
+         container={"meta": {"cfg": "model = dict(backbone=dict(depth=18, shift_div=4, shift_place='block'))"}}),
+    Case("MMAction2", "tsm_imagenet-pretrained-r50-nl-embedded-gaussian_8xb16-1x1x2-50e_kinetics400-rgb.pth",
+         "tsm_resnet50", {"place": "blockres", "shift_div": 8, "non_local": True}, 2,
+         partial(as_mmaction, tsm="blockres"), partial(literal.mmaction, div=8, non_local=True),
+         container={"meta": {"config": "backbone=dict(type='ResNetTSM', shift_div=8)"}}),
+    Case("MMAction2", "tsm_imagenet-pretrained-mobilenetv2_8xb16-1x1x3-100e_kinetics400-rgb.pth", "tsm_mobilenet_v2",
+         {"shift_div": 8}, 3, partial(as_mmaction_mobilenet, tsm=True), partial(literal.mmaction_mobilenet, div=8),
+         given="--backbone_options shift_div=8"),
+    Case("MMAction2", "tsn_mobilenetv2_1x1x3.pth", "mobilenet_v2", {}, 3, as_mmaction_mobilenet,
+         partial(literal.mmaction_mobilenet, div=0)),
+    Case("MMAction2", "slowonly_r50_8xb16-4x16x1-256e_kinetics400-rgb.pth", "i3d_resnet50", {"kernels": "slow"}, 4,
+         as_mmaction, literal.mmaction_slow),
+    Case("MMAction2", "r2plus1d_r18_8xb8-8x8x1-180e_kinetics400-rgb.pth", "resnet2p1d18", {"form": "mmaction2"}, 8,
+         as_mmaction, literal.mmaction_r2plus1d),
     Case("MMAction2", "tsn_imagenet-pretrained-r18_8xb32-1x1x3-100e_kinetics400-rgb.pth", "resnet18", {}, 3, as_mmaction,
          partial(literal.mmaction, div=0), container={"meta": {"version": "1.0"}}),
     Case("MMAction2", "i3d_imagenet-pretrained-r50_8xb8-8x2x1-100e_kinetics400-rgb.pth", "i3d_resnet50",
@@ -182,6 +254,8 @@ CASES = [
          container={"meta": {"version": "1.0"}}),
     Case("torchvision (videos)", "mc3_18.pth", "mc3_18", {}, 4, as_torchvision, partial(torchvision_logits, "mc3_18"),
          given="--seq_len 4"),
+    Case("torchvision (videos)", "s3d.pth", "s3d", {"steps": "pairs"}, 16, as_torchvision,
+         partial(torchvision_logits, "s3d"), given="--seq_len 16", size=224),
     Case("torchvision (videos)", "swin3d_t.pth", "swin3d_t", {}, 4, as_torchvision,
          partial(torchvision_logits, "swin3d_t"), given="--seq_len 4"),
     Case("torchvision (images)", "resnet18.pth", "resnet18", {}, 3, as_torchvision,
@@ -217,8 +291,7 @@ def test_a_released_recogniser_is_read_and_gives_its_own_logits(case: Case, tmp_
     found = released(content, tmp_path / case.file)
     assert found is not None
     assert found.code_base == case.code_base
-    frames = int(case.given.split()[1]) if case.given else None
-    settings = found.settings(Namespace(backbone_options={}, seq_len=frames))
+    settings = found.settings(case.told())
     wanted = 5 if "segment5" in case.file else case.frames
     assert (settings["backbone"], settings["backbone_options"]) == (case.backbone, case.options)
     assert settings["seq_len"] == wanted
@@ -485,7 +558,7 @@ def test_an_mvit_is_read_by_its_class_token(tmp_path: Path) -> None:
     net = torchvision.models.video.mvit_v2_s(num_classes=3).eval()
     found = released(net.state_dict(), tmp_path / "video.pth")
     assert found is not None
-    settings = found.settings(Namespace(backbone_options={}, seq_len=None))
+    settings = found.settings(argparse.Namespace(backbone_options={}, seq_len=None))
     assert (settings["backbone"], settings["backbone_options"], settings["seq_len"]) == (
         "mvit_v2_s",
         {"token": "class"},
@@ -498,17 +571,6 @@ def test_an_mvit_is_read_by_its_class_token(tmp_path: Path) -> None:
     with torch.device("meta"):
         state = torchvision.models.video.mvit_v1_b().state_dict()
     assert released(state, tmp_path / "video.pth").network.backbone == "mvit_v1_b"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("name", ["s3d"])
-def test_a_classifier_of_another_kind_is_refused_and_its_backbone_is_known(name: str, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        state = getattr(torchvision.models.video, name)().state_dict()
-    found = released(state, tmp_path / "video.pth")
-    assert found is not None
-    assert found.network.backbone == name
-    with pytest.raises(UserError, match=r"the classifier in .*; give the file with -pt or --tune_from"):
-        found.recogniser({})
 
 
 @pytest.mark.parametrize(
@@ -545,9 +607,22 @@ def test_networks_too_large_for_a_test_are_read_by_name_and_shape(
         state |= {f"{prefix}.weight": torch.empty(5, net.feature_dim), f"{prefix}.bias": torch.empty(5)}
         found = released({"state_dict": state}, tmp_path / file)
         assert found is not None
-        settings = found.settings(Namespace(backbone_options={}, seq_len=16))
+        given = {"conv1_t_stride": 1, "no_max_pool": False} if found.code_base == "3D-ResNets" else {}
+        settings = found.settings(argparse.Namespace(backbone_options=given, seq_len=16))
         assert settings["backbone"] == backbone
         assert options.items() <= settings["backbone_options"].items()
         assert settings["sampling"] == ("tsm_dense" if "_dense" in file else found.network.sampling)
         _, report = found.recogniser({**settings, "seq_len": 16})
     assert len(report.loaded) == len(net.net.state_dict())
+
+
+def test_what_averages_the_steps_of_a_clip_reads_the_class_token_of_an_mvit(tmp_path: Path) -> None:
+    network = ["--backbone", "mvit_v2_s", "--seq_len", "16", "-c", str(tmp_path / "run"), "--dataset", "DATA"]
+
+    def options(*flags: str) -> dict[str, Any]:
+        return dict(parse_args([*network, *flags], METHODS).backbone_options)
+
+    assert options("--method", "tsn") == {"token": "class"}
+    assert options("--method", "tsn", "--backbone_options", "token=patches") == {"token": "patches"}
+    assert options("--method", "otam") == {}
+    assert supervised_settings.parse_args(network).backbone_options == {"token": "class"}

@@ -75,12 +75,13 @@ def resnet(
     deep: bool = False,
     branch: Callable[[Tensor, str], Tensor] = lambda x, _: x,
     enter: Callable[[Tensor, str], Tensor] = lambda x, _: x,
+    leave: Callable[[Tensor, str], Tensor] = lambda x, _: x,
     after: Mapping[int, Callable[[Tensor], Tensor]] = {},
     shortcut: Callable[[Tensor, str, int, int], Tensor] | None = None,
     pool: Callable[[Tensor], Tensor] = lambda x: F.max_pool2d(x, 3, 2, 1),
 ) -> Tensor:
-    """Maps before the classifier. unit: convolution and norm of a name at a stride. branch, enter: before a block's branch,
-    before the block. after: what follows a stage. shortcut: where the shape changes, to so many channels."""
+    """Maps before the classifier. unit: convolution and norm of a name at a stride. branch, enter, leave: before a block's
+    branch, before the block, after it. after: what follows a stage. shortcut: where the shape changes, to so many channels."""
     x = pool(unit(x, "conv1", 2).relu())
     for stage, number in enumerate(blocks, start=1):
         for block in range(number):
@@ -94,7 +95,7 @@ def resnet(
                 y = unit(unit(y, f"{name}.conv1", stride).relu(), f"{name}.conv2", 1)
             if x.shape != y.shape or (block == 0 and deep):
                 x = shortcut(x, name, stride, y.shape[1]) if shortcut else unit(x, f"{name}.downsample", stride)
-            x = (x + y).relu()
+            x = leave((x + y).relu(), name)
         x = after.get(stage, lambda x: x)(x)
     return x
 
@@ -131,14 +132,94 @@ def tsm(state: State, frames: Tensor, *, div: int = 8, place: str = "blockres", 
     return mean_of_steps(maps, state["module.new_fc.weight"], state["module.new_fc.bias"])
 
 
-def mmaction(state: State, frames: Tensor, *, div: int) -> Tensor:
-    """MMAction2's TSM of ResNet-18, or with div 0 its TSN: `backbone.layer1.0.conv1.conv.*`, `cls_head.fc_cls`."""
+def mmaction(state: State, frames: Tensor, *, div: int, place: str = "blockres", non_local: bool = False) -> Tensor:
+    """MMAction2's TSM of ResNet-18, or with div 0 its TSN: `backbone.layer1.0.conv1.conv.*`, `cls_head.fc_cls`; with
+    non_local its TSM of ResNet-50 with five such blocks."""
+
+    def inside(name: str) -> str:
+        block, _, layer = name.rpartition(".")
+        if non_local and f"backbone.{block}.non_local_block.theta.conv.weight" in state:
+            return f"{block}.block.{layer}"
+        return f"{block}.net.{layer}" if block and div and place == "block" else name
 
     def unit(x: Tensor, name: str, stride: int) -> Tensor:
-        inside = ".net" if div and name.count(".") == 2 and name.endswith("conv1") else ""
-        return norm(conv(x, state[f"backbone.{name}.conv{inside}.weight"], stride), state, f"backbone.{name}.bn")
+        shifted = div and place == "blockres" and name.count(".") == 2 and name.endswith("conv1")
+        name = f"backbone.{inside(name)}"
+        return norm(conv(x, state[f"{name}.conv{'.net' if shifted else ''}.weight"], stride), state, f"{name}.bn")
 
-    maps = resnet(frames, unit, (2, 2, 2, 2), branch=lambda x, _: shift(x, div) if div else x)
+    def attended(x: Tensor, name: str) -> Tensor:
+        start = f"backbone.{name}.non_local_block"
+        if f"{start}.theta.conv.weight" not in state:
+            return x
+        clip = x.transpose(0, 1)[None]
+        query, key, value = (
+            F.conv3d(clip, state[f"{start}.{part}.conv.weight"], state[f"{start}.{part}.conv.bias"])
+            for part in ("theta", "phi.0", "g.0")
+        )
+        key, value = (F.max_pool3d(part, (1, 2, 2)).flatten(2)[0] for part in (key, value))
+        weights = (query.flatten(2)[0].T @ key).softmax(dim=1)
+        seen = (weights @ value.T).T.reshape(query.shape)
+        projected = F.conv3d(seen, state[f"{start}.conv_out.conv.weight"])
+        return x + norm(projected, state, f"{start}.conv_out.bn")[0].transpose(0, 1)
+
+    moved = lambda x, _: shift(x, div) if div else x  # noqa: E731
+    maps = resnet(
+        frames, unit, (3, 4, 6, 3) if non_local else (2, 2, 2, 2), deep=non_local, leave=attended,
+        **{"branch" if place == "blockres" else "enter": moved},
+    )  # fmt: skip
+    return mean_of_steps(maps, state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
+
+
+def mmaction_mobilenet(state: State, frames: Tensor, *, div: int) -> Tensor:
+    """MMAction2's MobileNetV2 with shifts, or with div 0 without: `backbone.layer2.1.conv.0.net.conv.weight`."""
+
+    def unit(x: Tensor, name: str, stride: int) -> Tensor:
+        weight = next(
+            state[f"{name}.{inner}conv.weight"] for inner in ("", "net.") if f"{name}.{inner}conv.weight" in state
+        )
+        bn = f"{name}.bn" if f"{name}.bn.weight" in state else f"{name}.net.bn"
+        return norm(conv(x, weight, stride), state, bn)
+
+    x = unit(frames, "backbone.conv1", 2).clamp(0, 6)
+    for stage, (number, stride) in enumerate(((1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)), start=1):
+        for block in range(number):
+            name = f"backbone.layer{stage}.{block}.conv"
+            step = stride if block == 0 else 1
+            y = shift(x, div) if div and block else x  # the later blocks of a stage have a skip connection
+            if stage > 1:
+                y = unit(y, f"{name}.0", 1).clamp(0, 6)
+            y = unit(y, f"{name}.{int(stage > 1)}", step).clamp(0, 6)
+            y = unit(y, f"{name}.{1 + int(stage > 1)}", 1)
+            x = x + y if block else y
+    maps = unit(x, "backbone.conv2", 1).clamp(0, 6)
+    return mean_of_steps(maps, state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
+
+
+def mmaction_slow(state: State, frames: Tensor) -> Tensor:
+    """MMAction2's SlowOnly of ResNet-50: no layer strides over time."""
+
+    def unit(x: Tensor, name: str, stride: int) -> Tensor:
+        return norm(conv(x, state[f"backbone.{name}.conv.weight"], (1, stride, stride)), state, f"backbone.{name}.bn")
+
+    maps = resnet(
+        frames.transpose(0, 1)[None], unit, (3, 4, 6, 3), deep=True,
+        pool=lambda x: F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
+    )  # fmt: skip
+    return mean_of_steps(maps, state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
+
+
+def mmaction_r2plus1d(state: State, frames: Tensor) -> Tensor:
+    """MMAction2's R(2+1)D of depth 18, its shortcuts in two halves, too: `backbone.layer1.0.conv1.conv.conv_s.weight`."""
+
+    def unit(x: Tensor, name: str, stride: int) -> Tensor:
+        name, t = f"backbone.{name}", 1 if name == "conv1" else stride
+        x = norm(conv(x, state[f"{name}.conv.conv_s.weight"], (1, stride, stride)), state, f"{name}.conv.bn_s").relu()
+        return norm(conv(x, state[f"{name}.conv.conv_t.weight"], (t, 1, 1)), state, f"{name}.bn", eps=1e-3)
+
+    maps = resnet(
+        frames.transpose(0, 1)[None], unit, (2, 2, 2, 2),
+        pool=lambda x: F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1)),
+    )  # fmt: skip
     return mean_of_steps(maps, state["cls_head.fc_cls.weight"], state["cls_head.fc_cls.bias"])
 
 
