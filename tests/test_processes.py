@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import shutil
@@ -15,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_run
-from jobs import ROOT, finish, free_port, job, wait_for, workers_of
+from jobs import ROOT, as_one_job, finish, free_port, job, wait_for, workers_of
 from run_folders import assert_same_answers, rows
 from torch import nn
 
 import run
 from engine.command_line import TERMINATED
-from engine.processes import Processes, RunningStatistics
+from engine.processes import Processes, RunningStatistics, synchronise_batch_norms
 from engine.program import resumed_if_restarted
 from utils import FINAL, LATEST, load_checkpoint
 
@@ -56,60 +57,58 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 # One result ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [[], ["--direct", "--tasks_per_call", "3", "--tasks_per_batch", "6"]])
-def test_two_processes_learn_and_answer_as_one(
-    flags: list[str], dataset: Path, tmp_path: Path, torchrun: list[str]
-) -> None:
-    assert run.main(tiny_run(dataset, tmp_path / "one", *LEARNS, *flags)) == 0
-    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *LEARNS, *flags)])
+def together(argv: list[str]) -> None:
+    """The run by two processes."""
+    assert as_one_job([argv, argv], run.main) == [0, 0]
+
+
+def test_two_processes_of_torchrun_learn_and_answer_as_one(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
+    assert run.main(tiny_run(dataset, tmp_path / "one", *LEARNS)) == 0
+    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *LEARNS)])
     assert_same_outcome(tmp_path / "two", tmp_path / "one")
     assert len(rows(tmp_path / "two", "predictions.csv")) == 19 * 2
     assert not (tmp_path / "two" / "features").exists()
 
 
-def test_two_processes_train_a_frozen_backbones_head_as_one(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
-    flags = [*LEARNS, "--freeze_backbone"]
-    assert run.main(tiny_run(dataset, tmp_path / "one", *flags)) == 0
-    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *flags)])
+@pytest.mark.parametrize(
+    "flags",
+    ["--direct --tasks_per_call 3 --tasks_per_batch 6", "--freeze_backbone"],
+    ids=lambda flags: flags.split()[0],
+)
+def test_two_processes_learn_and_answer_as_one(flags: str, dataset: Path, tmp_path: Path) -> None:
+    assert run.main(tiny_run(dataset, tmp_path / "one", *LEARNS, *flags.split())) == 0
+    together(tiny_run(dataset, tmp_path / "two", *LEARNS, *flags.split()))
     assert_same_outcome(tmp_path / "two", tmp_path / "one")
 
 
-WORK = """
-import sys, torch
-sys.path.insert(0, {root!r})
-from torch import nn
-from engine.processes import Processes, synchronise_batch_norms
-
-processes = Processes(timeout=60)
-net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
-net.load_state_dict(torch.load({folder!r} + "/net.pt"))
-unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
-synchronise_batch_norms(net)
-inputs = torch.load({folder!r} + "/inputs.pt")
-own = inputs[:5] if processes.is_first else inputs[5:]  # unequal shares
-net(own).square().sum().backward()
-if not processes.is_first:
-    unused[0].grad = torch.ones(2)  # which the first process has none of
-processes.add_gradients([*net.parameters(), *unused])
-assert torch.equal(unused[0].grad, torch.ones(2)) and unused[1].grad is None
-assert processes.gather(processes.rank) == [0, 1]
-shares = processes.gather(list(processes.share(range(7))))
-assert shares == [[0, 2, 4, 6], [1, 3, 5]] and processes.in_order(shares) == list(range(7))
-if not processes.is_first:
-    net[1].weight.data.zero_()
-processes.broadcast(net)
-torch.save((net.state_dict(), [p.grad for p in net.parameters()]), {folder!r} + f"/rank{{processes.rank}}.pt")
-processes.close()
-"""
-
-
-def test_synchronised_batch_norm_is_batch_norm_over_the_clips_of_all(tmp_path: Path, torchrun: list[str]) -> None:
+def test_synchronised_batch_norm_is_batch_norm_over_the_clips_of_all(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
     inputs = torch.randn(8, 3, 6, 6, dtype=torch.float64)
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    torch.save(inputs, tmp_path / "inputs.pt")
-    (tmp_path / "work.py").write_text(WORK.format(root=str(ROOT), folder=str(tmp_path)))
-    finish([*torchrun, tmp_path / "work.py"])
+
+    def work(_: list[str]) -> int:
+        processes = Processes(timeout=60)
+        own = copy.deepcopy(net)
+        unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+        synchronise_batch_norms(own)
+        share = inputs[:5] if processes.is_first else inputs[5:]  # unequal shares
+        own(share).square().sum().backward()
+        if not processes.is_first:
+            unused[0].grad = torch.ones(2)  # which the first process has none of
+        processes.add_gradients([*own.parameters(), *unused])
+        assert torch.equal(unused[0].grad, torch.ones(2))
+        assert unused[1].grad is None
+        assert processes.gather(processes.rank) == [0, 1]
+        shares = processes.gather(list(processes.share(range(7))))
+        assert shares == [[0, 2, 4, 6], [1, 3, 5]]
+        assert processes.in_order(shares) == list(range(7))
+        if not processes.is_first:
+            own[1].weight.data.zero_()
+        processes.broadcast(own)
+        torch.save((own.state_dict(), [p.grad for p in own.parameters()]), tmp_path / f"rank{processes.rank}.pt")
+        processes.close()
+        return 0
+
+    assert as_one_job([[], []], work) == [0, 0]
     net(inputs).square().sum().backward()
     for rank in (0, 1):
         state, gradients = torch.load(tmp_path / f"rank{rank}.pt")
@@ -117,14 +116,12 @@ def test_synchronised_batch_norm_is_batch_norm_over_the_clips_of_all(tmp_path: P
         torch.testing.assert_close(gradients, [parameter.grad for parameter in net.parameters()])
 
 
-def test_synchronised_batch_norms_train_in_a_job(dataset: Path, tmp_path: Path, torchrun: list[str]) -> None:
-    flags = ["--bn", "sync", "-i", "4", "--tasks_per_batch", "2"]
-    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "two", *LEARNS, *flags)])
-    # Two processes with one task each see the clips of both, as one process with both in one call does.
-    alone = [*LEARNS, "--trans_dropout", "0", "-i", "4", "--tasks_per_batch", "2", "--tasks_per_call", "2"]
-    assert run.main(tiny_run(dataset, tmp_path / "one", *alone)) == 0
-    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "same", *LEARNS, *flags, "--trans_dropout", "0")])
-    assert_same_weights(tmp_path / "same", tmp_path / "one")
+def test_synchronised_batch_norms_train_in_a_job(dataset: Path, tmp_path: Path) -> None:
+    """Two processes with one task each see the clips of both, as one process with both in one call does."""
+    flags = [*LEARNS, "--trans_dropout", "0", "-i", "4", "--tasks_per_batch", "2"]
+    assert run.main(tiny_run(dataset, tmp_path / "one", *flags, "--tasks_per_call", "2")) == 0
+    together(tiny_run(dataset, tmp_path / "two", *flags, "--bn", "sync"))
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
 
 
 def test_running_statistics_are_replayed_in_the_order_of_tasks() -> None:
@@ -222,7 +219,7 @@ LONG = [*LEARNS, "-i", "12", "--save_freq", "3", "--val_iters", "6"]
 def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_if_undisturbed(
     dataset: Path, tmp_path: Path, torchrun: list[str]
 ) -> None:
-    finish([*torchrun, "run.py", *tiny_run(dataset, tmp_path / "whole", *LONG)])
+    together(tiny_run(dataset, tmp_path / "whole", *LONG))
     folder = tmp_path / "killed"
     with job([*torchrun, "--max-restarts", 3, "run.py", *tiny_run(dataset, folder, *LONG), "-r"]) as process:
         wait_for((folder / LATEST).exists, process)
