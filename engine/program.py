@@ -80,7 +80,7 @@ class Program:
             if self.rank > 0:
                 # A mistake that all processes meet is told by the first: then torchrun ends this one while it waits.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                time.sleep(2)
+                time.sleep(5)
                 sentence = f"{sentence} (rank {self.rank})"
         elif self.exit_code == TERMINATED and self.rank > 0:
             return
