@@ -4,8 +4,9 @@ A method of your own inherits CNN_FSHead, writes `classify`, and is added to MET
 command line as path/to/file.py:Class.
 
 Letters, used throughout: B episodes, K way, N support videos of an episode, J shots of a class, Q queries, T frames,
-S feature steps, D feature width, W tuple cardinality, M tuples of a video, E width of projected tuples, R rows that a
-video's tuples are mixed of. In patterns i and j are two shots, t and u tuples of two videos, r and s rows of two videos.
+S feature steps, D feature width, P width of class text, W tuple cardinality, M tuples of a video, E width of projected
+tuples, R rows that a video's tuples are mixed of. In patterns i and j are two shots, t and u tuples of two videos, r and s
+rows of two videos.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ class CNN_FSHead(nn.Module):
     works_on_features: bool = True
     """Whether `classify` is all that happens after the backbone in a test, so that stored features can replace images."""
 
+    uses_class_text: bool = False
+    """Whether `classify`, `classify_described` and `explain` also take `class_text` (B, K, P), float32: features of the names
+    of an episode's classes, in the order of its labels. `loss` then finds "base_text" (C, P), those of all training classes."""
+
+    class_text_width: int | None = None
+    """How wide class text has to be; None: it may have any width."""
+
     loss_needs_pixels: bool = False
     """Whether `loss` reads the frames of an episode, "support_set" and "target_set", which stored features do not have."""
 
@@ -67,6 +75,8 @@ class CNN_FSHead(nn.Module):
         if "forward" in own or "get_feats" in own:
             cls.works_on_features = own.get("works_on_features", False)
             cls.takes_episodes = own.get("takes_episodes", "forward" not in own)
+        if "forward" in own:
+            cls.uses_class_text = own.get("uses_class_text", False)
         if {"classify", "describe", "classify_described"} & own.keys():
             cls.condenses = own.get("condenses", False)
 
@@ -117,7 +127,10 @@ class CNN_FSHead(nn.Module):
             return [self.encode(group) for group in groups]
         return list(self.encode(torch.cat(list(groups))).split([len(group) for group in groups]))
 
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Any:
+    # `*_` and `**text` stand for what a method's own may take besides: `class_text`, where it uses that.
+    def classify(
+        self, support_features: Tensor, support_labels: Tensor, target_features: Tensor, *_: Any, **text: Any
+    ) -> Any:
         """Scores every query against every class, many episodes at once.
 
         support_features (B, N, S, D), support_labels int64 (B, N) in 0..K-1, target_features (B, Q, S, D), all float32
@@ -132,16 +145,19 @@ class CNN_FSHead(nn.Module):
         """
         return features
 
-    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Any:
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor, *_: Any, **text: Any) -> Any:
         """As `classify`, from what `describe` made of each video, (B, N, ...) and (B, Q, ...)."""
-        return self.classify(support, support_labels, target)
+        return self.classify(support, support_labels, target, **text)
 
-    def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+    def explain(
+        self, support_features: Tensor, support_labels: Tensor, target_features: Tensor, *_: Any, **text: Any
+    ) -> dict[str, Tensor]:
         """What `classify` compares, to be drawn: "logits" (B, Q, K) and whatever else, each with B in front.
 
         A method that can be explained returns more. Each of the names that results/panels.py knows gets a panel there.
         """
-        return {"logits": self.classify_episodes(support_features, support_labels, target_features)["logits"]}
+        outputs = self.classify_episodes(support_features, support_labels, target_features, **text)
+        return {"logits": outputs["logits"]}
 
     def shot_logits(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
         """What logits would be with every support video as a class of its own, (B, Q, K, J), 0 where there is none."""
@@ -152,26 +168,30 @@ class CNN_FSHead(nn.Module):
         return rearrange(shots, "b k j q -> b q k j")
 
     def classify_episodes(
-        self, support: Tensor, labels: Tensor, target: Tensor, *, described: bool = False
+        self, support: Tensor, labels: Tensor, target: Tensor, *, described: bool = False, **text: Any
     ) -> dict[str, Tensor]:
         """`classify` in float32, whatever precision the backbone ran in, with its answer as a dict.
 
-        described: the videos come as `describe` made them.
+        described: the videos come as `describe` made them. text: `class_text` (B, K, P), for a method that uses it.
         """
         classify = self.classify_described if described else self.classify
         with torch.autocast(support.device.type, enabled=False):
-            outputs = classify(support.float(), labels.long(), target.float())
+            outputs = classify(support.float(), labels.long(), target.float(), **text)
         return outputs if isinstance(outputs, dict) else {"logits": outputs}
 
-    def forward(self, support_images: Tensor, support_labels: Tensor, target_images: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, support_images: Tensor, support_labels: Tensor, target_images: Tensor, *_: Any, **text: Any
+    ) -> dict[str, Tensor]:
         """One episode: frames (N*T, 3, H, W), labels (N,), frames (Q*T, 3, H, W) -> {"logits": (Q, K), ...}.
 
-        With an axis B in front of all three, that many episodes: {"logits": (B, Q, K), ...}.
+        With an axis B in front of all, that many episodes: {"logits": (B, Q, K), ...}. text: `class_text` (K, P), for a method
+        that uses it.
         """
         support_features, target_features = self.get_feats(support_images, target_images)
         if support_labels.ndim == 2:
-            return self.classify_episodes(support_features, support_labels, target_features)
-        outputs = self.classify_episodes(support_features[None], support_labels[None], target_features[None])
+            return self.classify_episodes(support_features, support_labels, target_features, **text)
+        text = {name: features[None] for name, features in text.items()}
+        outputs = self.classify_episodes(support_features[None], support_labels[None], target_features[None], **text)
         return {name: value[0] for name, value in outputs.items()}
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
@@ -186,6 +206,13 @@ class CNN_FSHead(nn.Module):
     def over_queries(self, losses: Tensor) -> Tensor:
         """Losses of queries, (Q,) or (B, Q), as one: their mean, or with `--loss_reduction sum` their sum per episode."""
         return losses.mean() if self.loss_reduction == "mean" else losses.sum(dim=-1).mean()
+
+    def with_extra(self, query_loss: Tensor, extra: Tensor, labels: Tensor) -> Tensor:
+        """The loss of queries with labels (..., Q), plus one that is no sum over queries.
+
+        With `--loss_reduction sum` it counts once per query, so that the balance stays the same.
+        """
+        return query_loss + extra * (labels.shape[-1] if self.loss_reduction == "sum" else 1)
 
     def distribute_model(self, devices: Sequence[torch.device] = ()) -> None:
         """Spreads the backbone over `--num_gpus` GPUs by whole clips; the rest of the method stays on the first.

@@ -34,6 +34,7 @@ from torch import Tensor
 from backbones import BACKBONES
 from clips.episodes import episodes_fingerprint
 from clips.video_split import Split
+from engine.class_text import open_run_text
 from engine.episode_calls import EpisodeCalls, episode_of
 from engine.episode_data import open_episodes, open_splits, ways_and_shots
 from engine.feature_store import FeatureStore
@@ -140,10 +141,12 @@ class Learner(Training):
         return model
 
     def prepare_data(self) -> None:
-        self.datasets = open_episodes(self.splits, self.args, self.model, self.input_spec, self.run.log)
+        args, kept = self.args, Path(self.args.features or self.run.path)
+        self.datasets = open_episodes(self.splits, args, self.model, self.input_spec, self.run.log)
         self.calls = EpisodeCalls(
-            self.model, self.input_spec, self.processes, self.args, folder=self.run.path / self.stores, log=self.run.log
-        )
+            self.model, self.input_spec, self.processes, args, folder=self.run.path / self.stores, log=self.run.log,
+            text=open_run_text(args, self.model, self.splits, self.processes, kept),
+        )  # fmt: skip
 
     def distribute_model(self) -> None:
         distribute(self.model)
@@ -296,7 +299,8 @@ class Learner(Training):
             predictions = self.evaluate(dataset, self.args.num_val_tasks, store)
         accuracy, ci95 = accuracy_interval(predictions.episode_accuracies)
         args, split = self.args, dataset.split.name
-        labels = marks({**vars(args), "selected_on": "test" if args.val_on_test else "nothing"})
+        seen = {"inductive": self.model.inductive, "uses_class_text": self.model.uses_class_text}
+        labels = marks({**vars(args), **seen, "selected_on": "test" if args.val_on_test else "nothing"})
         how = [f"{args.num_val_tasks} tasks", *labels]
         warning = "; on the TEST split: not comparable" if args.val_on_test else ""
         sentence = (
@@ -345,6 +349,9 @@ class Learner(Training):
             "sealed_episodes": args.episodes,
             "method": args.method,
             "inductive": self.model.inductive,
+            "uses_class_text": self.model.uses_class_text,
+            "prompt": args.prompt,
+            "text_features": args.text_features,
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
             **origin(checkpoint),

@@ -1,6 +1,6 @@
 """Class names as features in the space of CLIP's image projection (Radford et al., ICML 2021), by open_clip.
 
-A method that compares videos with text has `uses_class_text = True` and finds `class_text` (K, P) of its episode.
+A method that compares videos with text states `uses_class_text` and is given `class_text` (K, P) of its episodes.
 
 Letters: K classes, P width of the common space, L tokens of a sentence, Q videos, S steps.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backbones.optional import imported
 from backbones.weight_files import Activation, file_in, read_weights
-from utils import UserError, load_tensors, read_json, save_checkpoint
+from utils import UserError, load_tensors, printable, read_json, save_checkpoint
 
 PROMPT = "a photo of {}."
 SPLITS = Path(__file__).parent.parent / "splits"
@@ -57,8 +57,8 @@ class TextTower(nn.Module):
     def encode(self, sentences: Sequence[str]) -> Tensor:
         device = next(self.parameters()).device
         tokens = self.tokenise(list(sentences), context_length=self.net.context_length).to(device)
-        features = [self.net(part).float().cpu() for part in tokens.split(64)]
-        return torch.cat(features)
+        # One by one, so that the bits of a sentence's features do not depend on what else is asked for.
+        return torch.cat([self.net(sentence).float().cpu() for sentence in tokens.split(1)])
 
 
 def text_tower(path: str | Path, activation: Activation = "") -> TextTower:
@@ -75,7 +75,7 @@ def text_tower(path: str | Path, activation: Activation = "") -> TextTower:
         said = f"is of a network with {file.activation}" if file.activation else "does not say which activation it has"
         raise UserError(
             f"{path} {said}, and a wrong one costs accuracy: add --backbone_options activation=quick_gelu (OpenAI) or "
-            "activation=gelu (LAION)"
+            "activation=gelu (LAION), or give --text_features FILE"
         )
     width = len(state["ln_final.weight"])
     blocks = {name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")}
@@ -138,34 +138,69 @@ def text_names(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
 # From class names to features
 
 
-def class_text(
-    classes: Sequence[str],
-    weights: str | Path,
-    *,
-    cache_folder: Path,
-    prompts: Sequence[str] = (PROMPT,),
-    activation: Activation = "",
-) -> Tensor:
-    """Features (K, P) of classes by the text tower in `weights`, made once and kept in a file of `cache_folder`.
+class ClassText:
+    """Features (P,) of class names by the text tower in `weights`, each made once.
 
-    prompts: sentences with {} in the place of the name, whose features are averaged. The file's name depends on names,
-    prompts, activation and the bytes of the weights.
+    `keep` writes them to a file of `folder`, by what is said of a class, so that the order of classes is of no account. Its
+    name depends on prompts, activation and the bytes of the weights. prompts: sentences with {} in the place of the name,
+    whose features are averaged.
     """
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise UserError(f"--prompt '{prompt}': expected one {{}} where the name of the class goes")
-    names = [spoken(name) for name in display_names(classes)]
-    key = hashlib.sha256(json.dumps([names, list(prompts), activation, sha256_of(weights)]).encode()).hexdigest()[:16]
-    path = cache_folder / f"class_text_{key}.pt"
-    if path.is_file():
-        features: Tensor = load_tensors(path)["features"]
-        return features
-    tower = text_tower(weights, activation)
-    sentences = [prompt.format(name) for name in names for prompt in prompts]
-    features = reduce(tower.encode(sentences), "(k prompts) p -> k p", "mean", k=len(names))
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, {"names": list(classes), "prompts": list(prompts), "features": features})
-    return features
+
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        folder: Path | None = None,
+        prompts: Sequence[str] = (PROMPT,),
+        activation: Activation = "",
+    ) -> None:
+        for prompt in prompts:
+            if prompt.count("{}") != 1:
+                raise UserError(f"--prompt '{prompt}': expected one {{}} where the name of the class goes")
+        self.weights, self.prompts, self.activation = weights, list(prompts), activation
+        key = hashlib.sha256(json.dumps([self.prompts, activation, sha256_of(weights)]).encode()).hexdigest()[:16]
+        self.path = folder / f"class_text_{key}.pt" if folder else None
+        self.features: dict[str, Tensor] = {}
+        if self.path and self.path.is_file():
+            try:
+                self.features = load_tensors(self.path)["features"]
+            except (UserError, KeyError, TypeError) as error:
+                raise UserError(f"{self.path} is damaged: remove it, and the class text is made again") from error
+        self.is_kept = True
+
+    def of(self, classes: Sequence[str]) -> Tensor:
+        """Features (K, P) of classes, in their order."""
+        names = [spoken(name) for name in display_names(classes)]
+        lacking = [name for name in dict.fromkeys(names) if name not in self.features]
+        if lacking:
+            tower = text_tower(self.weights, self.activation)
+            sentences = [prompt.format(name) for name in lacking for prompt in self.prompts]
+            made = reduce(tower.encode(sentences), "(k prompts) p -> k p", "mean", k=len(lacking))
+            self.features.update(zip(lacking, made, strict=True))
+            self.is_kept = False
+        return torch.stack([self.features[name] for name in names])
+
+    def keep(self) -> None:
+        if self.path and not self.is_kept:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            features = {
+                name: vector.clone() for name, vector in self.features.items()
+            }  # not all of their common memory
+            save_checkpoint(self.path, {"prompts": self.prompts, "features": features})
+            self.is_kept = True
+
+
+class ReadyText:
+    """Features of class names that a file holds ready-made, as `read_text_features` finds them there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+
+    def of(self, classes: Sequence[str]) -> Tensor:
+        return read_text_features(self.path, classes)
+
+    def keep(self) -> None:
+        """Nothing: they are in a file already."""
 
 
 def sha256_of(weights: str | Path) -> str:
@@ -188,19 +223,20 @@ def read_text_features(path: str | Path, classes: Sequence[str]) -> Tensor:
     content: Any = read_weights(path).state if Path(path).suffix == ".safetensors" else load_tensors(Path(path))
     if isinstance(content, dict) and {"names", "features"} <= content.keys():
         content = dict(zip(content["names"], content["features"], strict=True))
-    vectors = {
-        normal(name): vector.float()
-        for name, vector in (content.items() if isinstance(content, dict) else ())
-        if isinstance(vector, Tensor) and vector.ndim == 1
-    }
+    found = content.items() if isinstance(content, dict) else ()
+    named = {str(name): vector.float() for name, vector in found if isinstance(vector, Tensor) and vector.ndim == 1}
+    vectors = {normal(name): vector for name, vector in named.items()}
     if not vectors or len({len(vector) for vector in vectors.values()}) != 1:
         raise UserError(f"{path} holds no text features: expected a dict of class names and vectors of one width")
     rows = []
     for name, display in zip(classes, display_names(classes), strict=True):
-        found = vectors.get(normal(name), vectors.get(normal(display)))
-        if found is None:
-            raise UserError(f"{path} has no features of class '{name}': it needs those of every class of the data set")
-        rows.append(found)
+        places = [(named, name), (named, display), (vectors, normal(name)), (vectors, normal(display))]
+        row = next((table[key] for table, key in places if key and key in table), None)
+        if row is None:
+            raise UserError(
+                f"{path} has no features of class '{printable(name)}': it needs those of every class of the data set"
+            )
+        rows.append(row)
     return torch.stack(rows)
 
 
@@ -232,7 +268,7 @@ def published_names() -> dict[str, str]:
 
 def normal(name: str) -> str:
     """What names of a class have in common, however a data set's folders write it."""
-    return re.sub(r"[^a-z0-9]+", "", name.lower())
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def separated(name: str) -> str:
@@ -242,4 +278,4 @@ def separated(name: str) -> str:
 
 def spoken(name: str) -> str:
     """A display name as it stands in a sentence: Something-Something's brackets are no part of it."""
-    return name.replace("[", "").replace("]", "")
+    return printable(name).replace("[", "").replace("]", "")

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from clips.transforms import InputSpec
+from engine.class_text import RunText
 from engine.devices import autocast
 from engine.feature_store import FeatureStore, fingerprint, stored_episodes
 from engine.processes import Batch, Processes
@@ -60,8 +61,10 @@ class EpisodeCalls:
         args: argparse.Namespace,
         folder: Path,
         log: Callable[[str], None] = print,
+        text: RunText | None = None,
     ) -> None:
-        """folder: for features that are kept no longer than an evaluation takes. log: is told of damaged ones."""
+        """folder: for features that are kept no longer than an evaluation takes. log: is told of damaged ones. text: for a
+        method that uses class text."""
         self.model = model
         self.input_spec = input_spec
         self.processes = processes
@@ -69,6 +72,7 @@ class EpisodeCalls:
         self.args = args
         self.folder = folder
         self.log = log
+        self.text = text
         # A method that is trained on stored features needs these, not what it makes of them under weights that change.
         self.stores_descriptions = model.condenses and not args.freeze_backbone
 
@@ -77,11 +81,11 @@ class EpisodeCalls:
     def of_training(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
         """The calls of training batches: on stored features where the backbone is frozen, else on frames."""
         if not self.args.freeze_backbone:
-            yield from self.on_frames(dataset, batches)
+            yield from self.with_text(self.on_frames(dataset, batches), dataset, training=True)
             return
         with self.feature_store(dataset) as store:
             self.model.train()
-            yield from self.on_videos(dataset, batches, store)
+            yield from self.with_text(self.on_videos(dataset, batches, store), dataset, training=True)
 
     def of_evaluation(
         self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
@@ -89,17 +93,23 @@ class EpisodeCalls:
         """The calls of the first `num_tasks` episodes."""
         per_call = 1 if store is None else EPISODES_PER_CALL
         batches = list(self.processes.shard(range(num_tasks), per_call * self.processes.size, per_call))
-        return self.on_videos(dataset, batches, store)
+        return self.with_text(self.on_videos(dataset, batches, store), dataset)
+
+    def with_text(
+        self, calls: Generator[dict[str, Any]], dataset: VideoDataset, *, training: bool = False
+    ) -> Generator[dict[str, Any]]:
+        """The calls with class text, for a method that uses it."""
+        return calls if self.text is None else self.text.added_to(calls, dataset.split, training=training)
 
     def on_videos(
         self, dataset: VideoDataset, batches: Sequence[Batch], store: FeatureStore | None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any]]:
         """From stored features, or from frames if there is no store."""
         if store is None:
             return self.on_frames(dataset, batches)
         return stored_episodes(store, dataset, batches, self.encoder(store, dataset))
 
-    def on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+    def on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
         calls = [call for batch in batches for call in batch.own_calls]
         tasks = read_episodes(dataset, [index for call in calls for index in call], self.args.num_workers)
         for call in calls:
@@ -116,16 +126,18 @@ class EpisodeCalls:
 
     def answers(self, call: dict[str, Any], *, described: bool = False) -> list[dict[str, Tensor]]:
         """The model's outputs for each episode of a prepared call. described: its features are of `describe`."""
+        text = {"class_text": call["class_text"]} if self.text else {}
         if "support_features" in call:
             outputs = self.model.classify_episodes(
-                call["support_features"], call["support_labels"], call["target_features"], described=described
+                call["support_features"], call["support_labels"], call["target_features"], described=described, **text
             )
         else:
             images = (call["support_set"], call["support_labels"], call["target_set"])
             with autocast(self.device, self.args.precision):
                 if len(call["target_labels"]) == 1:
-                    return [self.model(*(image[0] for image in images))]
-                outputs = self.model(*images)
+                    own_text = {name: features[0] for name, features in text.items()}
+                    return [self.model(*(image[0] for image in images), **own_text)]
+                outputs = self.model(*images, **text)
         return [episode_of(outputs, b) for b in range(len(call["target_labels"]))]
 
     def logits(self, call: dict[str, Any]) -> Tensor:

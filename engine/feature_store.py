@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class FeatureStore(RowStore):
 
 def stored_episodes(
     store: FeatureStore, dataset: VideoDataset, batches: Sequence[Batch], encode: Callable[[list[int]], bool]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows

@@ -162,6 +162,15 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
     group = parser.add_argument_group("model")
     group.add_argument("--method", default="trx", help=f"{', '.join(methods)}, or path/to/file.py:Class of your own")
     add_backbone_flags(group, default="resnet50")
+    group.add_argument(
+        "--prompt", nargs="+", metavar="SENTENCE",
+        help="what is said of a class to the text tower in the file of -pt, with {} for its name, for a method that uses class "
+        "names; features of several sentences are averaged. Unset: 'a photo of {}.'",
+    )  # fmt: skip
+    group.add_argument(
+        "--text_features", metavar="FILE",
+        help="features of class names by any text tower, in place of those: a file of names and vectors",
+    )  # fmt: skip
 
     for name, head in methods.items():
         if "add_arguments" in vars(head):
@@ -200,13 +209,17 @@ def parse_args(
             raise UserError(
                 "that run or checkpoint is of run_supervised.py: expected one of run.py; its backbone is given with -pt"
             )
+        if early.test_only and (early.prompt or early.text_features):  # one takes the place of the other
+            saved.pop("prompt", None)
+            saved.pop("text_features", None)
         name = early.method or saved.get("method")
         return build_parser(methods, find_method(name, methods) if name else None, description=description)
 
     def averages_steps(args: argparse.Namespace) -> bool:
         return getattr(find_method(args.method, methods), "averages_steps", False)
 
-    args = parse_run(argv, parser_of, settings_in=settings_in, averages_steps=averages_steps)
+    text = ["--prompt", "--text_features"]
+    args = parse_run(argv, parser_of, decisive=text, settings_in=settings_in, averages_steps=averages_steps)
     if not args.list:
         check_args(args)
     return args
@@ -227,6 +240,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--freeze_backbone trains nothing of the backbone: leave out --train_layers and --lora")
     if args.backbone_rate != 1 and (args.freeze_backbone or args.train_layers == "none"):
         raise UserError("--backbone_rate has no effect where the backbone is not trained: leave it out")
+    if args.prompt and args.text_features:
+        raise UserError("--prompt makes the class text that --text_features holds: give one of them")
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
     check_test_model(args, validates=will_validate(args))

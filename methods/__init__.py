@@ -16,6 +16,7 @@ from engine.devices import default_device, use_channels_last
 from engine.settings import build_parser, find_method
 from engine.training import input_spec_of, load_model_state
 from methods.arn import CNN_ARN
+from methods.clip_fsar import CNN_CLIPFSAR, CNN_ZeroShot
 from methods.cmn import CNN_CMN
 from methods.foreign import adapted
 from methods.hyrsm import CNN_HyRSM, CNN_HyRSMPlusPlus
@@ -60,6 +61,8 @@ METHODS: dict[str, type[CNN_FSHead]] = {
     "team": CNN_TEAM,
     "strm": CNN_STRM,
     "molo": CNN_MoLo,
+    "clip_fsar": CNN_CLIPFSAR,
+    "clip_zero_shot": CNN_ZeroShot,
 }
 
 
@@ -111,7 +114,8 @@ def print_list() -> None:
         with torch.device("meta"):
             model = build_head(parser.parse_args(["--method", name, "--no_pretrained"]))
         parameters = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.backbone.parameters())
-        kind = "" if head.inductive else "  transductive"
+        kinds = {"transductive": not head.inductive, "uses class names": head.uses_class_text}
+        kind = "".join(f"  {name}" for name, holds in kinds.items() if holds)
         print(f"  {name:16}{parameters / 1e6:9.2f} M{kind}  {(head.__doc__ or '').splitlines()[0]}")
     print()
     print_backbones()

@@ -32,13 +32,6 @@ class CNN_Described(CNN_FSHead):
         support, target = described.split([support_features.shape[1], target_features.shape[1]], dim=1)
         return support, target
 
-    def with_extra(self, query_loss: Tensor, extra: Tensor, labels: Tensor) -> Tensor:
-        """The loss of queries with labels (..., Q), plus one that is no sum over queries.
-
-        With `--loss_reduction sum` it counts once per query, so that the balance stays the same.
-        """
-        return query_loss + extra * (labels.shape[-1] if self.loss_reduction == "sum" else 1)
-
 
 def build_aux_classifier(args: argparse.Namespace, width: int, weight: float) -> nn.Linear | None:
     """A classifier of the training classes; None where it has no weight in the loss, or there are no such classes."""

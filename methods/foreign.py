@@ -46,7 +46,8 @@ def adapted(head: Any, args: argparse.Namespace) -> Any:
         )
     stated = {
         "works_on_features": False, "takes_episodes": False, "condenses": False, "reads": "steps", "inductive": None,
-        "loss_needs_pixels": False, "parameter_groups": partial(parameter_groups, head, args.weight_decay),
+        "uses_class_text": False, "class_text_width": None, "loss_needs_pixels": False,
+        "parameter_groups": partial(parameter_groups, head, args.weight_decay),
     }  # fmt: skip
     for name, value in stated.items():
         if not hasattr(head, name):

@@ -79,6 +79,11 @@ class StepAttention(nn.Module):
         return steps + self.dropout(self.out(found))
 
 
+def feed_forward(width: int) -> nn.Sequential:
+    """What methods of the same authors have behind `StepAttention`, to be added to the steps: (..., D) -> (..., D)."""
+    return nn.Sequential(nn.Linear(width, 2048), nn.GELU(), nn.Dropout(0.05), nn.Linear(2048, width), nn.Dropout(0.05))
+
+
 class TaskAttention(nn.Module):
     """The items of the support and one query look at each other, for every query anew.
 

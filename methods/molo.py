@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backbones.layers3d import Conv3d
 from methods.described import CNN_Described, build_aux_classifier, training_class_loss
-from methods.hyrsm import ScaledEncoding, StepAttention, check_heads
+from methods.hyrsm import ScaledEncoding, StepAttention, check_heads, feed_forward
 from methods.similarity import hausdorff_distance, matched_cells
 from model import group_by_class, mean_over_shots
 from utils import UserError, cos_sim
@@ -32,9 +32,7 @@ class LongShort(nn.Module):
         self.token = nn.Parameter(torch.randn(1, width))
         self.encoding = encoding
         self.attention = StepAttention(width)
-        self.network = nn.Sequential(
-            nn.Linear(width, 2048), nn.GELU(), nn.Dropout(0.05), nn.Linear(2048, width), nn.Dropout(0.05)
-        )
+        self.network = feed_forward(width)
 
     def forward(self, steps: Tensor) -> Tensor:
         """(V, S, D) -> (V, 1 + S, D), not negative."""

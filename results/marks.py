@@ -13,6 +13,8 @@ def marks(results: Mapping[str, Any]) -> list[str]:
 
     results: the content of a results.json of either program, of any age: what it does not hold gets no label. Labels are
 
+    uses class names          the method is told what the classes are called (--prompt), beside their videos
+    transductive              it sees all queries of an episode at once
     1 noisy shot              of the support videos of each class, so many show other classes (--noisy_support)
     chosen on test            the checkpoint is the best on the test split (--val_on_test): comparable with nothing
     chosen on these videos    the checkpoint is the best on the very videos that it was tested on
@@ -26,6 +28,8 @@ def marks(results: Mapping[str, Any]) -> list[str]:
     chosen_on = results.get("selected_on")
     trained = results.get("checkpoint_tasks", results.get("checkpoint_steps"))
     labels = {
+        "uses class names": results.get("uses_class_text"),
+        "transductive": results.get("inductive") is False,
         counted(noisy or 0, "noisy shot"): noisy,
         CHOSEN_ON_TEST: chosen_on == "test",
         CHOSEN_ON_THESE: chosen_on == "val" == results.get("split"),

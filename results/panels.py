@@ -9,6 +9,7 @@ that draws them, so that a new method gets its panel by an `explain` and one ent
   "cardinalities" (C,)                 with "tuples_W" (M, W) and "attention_W" (Q, K, M, J, M) for each W of them
   "query_logits" (Q, K)                beside "class_logits" and "logits" (Q, K), with "shot_weights" (K, J)
   "shot_logits" (Q, K, J)              by each support video alone, beside "logits" (Q, K)
+  "text_logits" (Q, K)                 by the names of classes alone, with "text_similarities" (Q, S, K) of steps and names
   "target_attention" (Q, K, J)         of queries at support videos, with "support_attention" (K, J, K, J) of those
   "target_saliency" (Q, S, H)          how steps are shared out to slots, with "support_saliency" (K, J, S, H)
   "target_spatial" (Q, S, h, w)        attention, with "support_spatial" (K, J, S, h, w)
@@ -285,6 +286,36 @@ def draw_shot_logits(panel: SubFigure, episode: Episode, query: int) -> None:
     name_rows(axes, episode, query)
 
 
+def draw_text_scores(panel: SubFigure, episode: Episode, query: int) -> None:
+    """The probabilities by the names of classes and, where videos are compared too, by these, and how like each name every
+    step of the query is."""
+    explanation, colours, true = episode.explanation, episode.colours, int(episode.labels[query])
+    heading(panel, f"Query {query} by the names of classes, and which name each of its steps is like")
+    scores = {"By name alone": explanation["text_logits"][query]}
+    if "shot_similarities" in explanation:
+        scores["By video alone"] = explanation["shot_similarities"][query, :, 0]
+    left, right = panel.subfigures(1, 2, width_ratios=[3 * len(scores), 5])
+    bars = left.subplots(1, len(scores), squeeze=False)[0]
+    for axes, (title, logits) in zip(bars, scores.items(), strict=True):
+        draw_probabilities(axes, episode.classes, softmax(logits), colours=colours, true=true)
+        axes.set_title(title)
+    for axes in bars[1:]:
+        axes.set_yticks([])  # the rows are those of the first
+
+    similarities = explanation["text_similarities"][query]  # (S, K)
+    steps = len(similarities)
+    above, axes = right.subplots(2, 1, sharex=True, height_ratios=[1, 3])
+    bare(above)
+    strip = film_strip(thinned(episode.target[query], steps), gap=0)
+    above.imshow(strip, aspect="auto", extent=(-0.5, steps - 0.5, 1, 0))
+    for k, colour in enumerate(colours):
+        axes.plot(range(steps), similarities[:, k], "o-", color=colour, linewidth=3 if k == true else 1.5, markersize=4)
+    axes.set_ylabel("cosine to a name")
+    axes.set_xticks(range(steps), [str(step + 1) for step in range(steps)])
+    axes.set_xlabel("step; the thick line is the query's own class")
+    axes.grid(axis="y")
+
+
 def draw_video_attention(panel: SubFigure, episode: Episode, query: int) -> None:
     """How much the query looks at every support video, and how much those look at each other."""
     heading(panel, f"Attention over all support videos: of query {query}, and of the support videos themselves")
@@ -460,6 +491,7 @@ PANELS: dict[str, Panel] = {
     "cardinalities": Panel(draw_tuple_matches, lambda episode: 4.3),
     "query_logits": Panel(draw_dual_scores, height_of_classes),
     "shot_logits": Panel(draw_shot_logits, height_of_classes),
+    "text_logits": Panel(draw_text_scores, lambda episode: max(3.0, height_of_classes(episode))),
     "target_attention": Panel(draw_video_attention, lambda episode: max(3.2, height_of_classes(episode))),
     "target_saliency": Panel(draw_saliency, height_of_rows),
     **dict.fromkeys(("target_spatial", "target_temporal"), Panel(draw_looks, height_of_rows)),

@@ -28,6 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import SPLITS, Split
+from engine.class_text import add_text_flags, text_of_episode
 from engine.command_line import Parser, arguments, check_output, exit_code
 from methods import load_head
 from model import CNN_FSHead
@@ -56,6 +57,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--noisy_support", type=int, default=0, least=0, help="support videos of each class that are of others"
     )
+    add_text_flags(parser)
     parser.add_argument("-o", "--out", metavar="FILE", type=Path,
                         help="the picture: .png, .svg or .pdf (default episode.png, none if only --gif is given)")  # fmt: skip
     parser.add_argument("--gif", metavar="FILE", type=Path, help="the query as a film, with its answer")
@@ -93,27 +95,38 @@ def open_dataset(
 
 
 @torch.inference_mode()
-def answer(model: CNN_FSHead, spec: InputSpec, task: dict[str, Any], seq_len: int) -> dict[str, np.ndarray]:
-    """What the method says to a task and how it explains that: "logits" (Q, K) and more, see results/panels.py."""
+def answer(
+    model: CNN_FSHead, spec: InputSpec, task: dict[str, Any], seq_len: int, text: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """What the method says to a task and how it explains that: "logits" (Q, K) and more, see results/panels.py.
+
+    text: "class_text" (1, K, P) where the method uses it.
+    """
     device = next(model.parameters()).device
     labels = task["support_labels"].to(device)
     if not model.works_on_features:
         images = [spec.normalise(task[f"{part}_set"].to(device)) for part in ("support", "target")]
-        return {"logits": model(images[0], labels, images[1])["logits"].float().cpu().numpy()}
+        own_text = {name: features[0] for name, features in text.items()}
+        return {"logits": model(images[0], labels, images[1], **own_text)["logits"].float().cpu().numpy()}
 
     def features(frames: Tensor) -> Tensor:
         """One clip after the other, which needs little memory: uint8 (N*T, 3, H, W) -> (1, N, ...)."""
         clips = frames.unflatten(0, (-1, 1, seq_len))
         return torch.cat([model.encode(spec.normalise(clip.to(device))) for clip in clips])[None].float()
 
-    explanation = model.explain(features(task["support_set"]), labels[None], features(task["target_set"]))
+    explanation = model.explain(features(task["support_set"]), labels[None], features(task["target_set"]), **text)
     return {name: value[0].float().cpu().numpy() for name, value in explanation.items()}
+
+
+def classes_of(task: dict[str, Any], dataset: VideoDataset) -> list[str]:
+    """The names of a task's classes, in the order of its labels."""
+    return [dataset.split.classes[label] for label in task["batch_class_list"].tolist()]
 
 
 def episode_of(task: dict[str, Any], dataset: VideoDataset, explanation: dict[str, np.ndarray], title: str) -> Episode:
     """A task of the data set, with what was answered."""
     names = dataset.split.classes
-    classes = [names[label] for label in task["batch_class_list"].tolist()]
+    classes = classes_of(task, dataset)
     support, target = (
         list(task[f"{part}_set"].unflatten(0, (-1, dataset.seq_len)).permute(0, 1, 3, 4, 2).numpy())
         for part in ("support", "target")
@@ -137,11 +150,13 @@ def explain(args: argparse.Namespace) -> None:
     source = f"{Path(args.dataset or settings.dataset).name}/{args.split}"
     title = f"task {args.task} of {source}, seed {dataset.seed}, answered by {settings.method} on {settings.backbone}"
     # The checkpoint's precision is not among the marks: an episode is always answered in float32.
-    labels = marks({**origin(load_checkpoint(args.checkpoint)), "noisy_support": args.noisy_support})
+    seen = {"inductive": model.inductive, "uses_class_text": model.uses_class_text}
+    labels = marks({**origin(load_checkpoint(args.checkpoint)), **seen, "noisy_support": args.noisy_support})
     title = after(title, labels)
 
     task = dataset[args.task]
-    episode = episode_of(task, dataset, answer(model, spec, task, dataset.seq_len), title)
+    text = text_of_episode(args, settings, model, classes_of(task, dataset))
+    episode = episode_of(task, dataset, answer(model, spec, task, dataset.seq_len, text), title)
     if args.out:
         draw_episode(episode, args.query, args.out)
     if args.gif:

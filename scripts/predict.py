@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -32,6 +32,7 @@ from clips.frame_sampling import sample_frames
 from clips.frame_sources import VIDEO_SUFFIXES, BadVideo, FrameFolder, FrameSource, VideoFile
 from clips.listing import first_few
 from clips.transforms import ClipTransform, InputSpec
+from engine.class_text import add_text_flags, text_of_episode
 from engine.command_line import Parser, arguments, check_output, exit_code
 from methods import load_head
 from model import CNN_FSHead
@@ -102,9 +103,17 @@ def read_clip(source: FrameSource, args: argparse.Namespace, spec: InputSpec, fr
 
 @torch.inference_mode()
 def probabilities(
-    model: CNN_FSHead, spec: InputSpec, support: Sequence[Tensor], labels: Tensor, queries: Sequence[Tensor]
+    model: CNN_FSHead,
+    spec: InputSpec,
+    support: Sequence[Tensor],
+    labels: Tensor,
+    queries: Sequence[Tensor],
+    text: dict[str, Any],
 ) -> np.ndarray:
-    """Clips uint8 (T, 3, H, W) and the labels of the support -> (Q, K), rows that add up to 1."""
+    """Clips uint8 (T, 3, H, W) and the labels of the support -> (Q, K), rows that add up to 1.
+
+    text: "class_text" (1, K, P) where the method uses it.
+    """
     device = next(model.parameters()).device
 
     def frames(clips: Sequence[Tensor]) -> Tensor:
@@ -115,9 +124,11 @@ def probabilities(
 
     labels = labels.to(device)
     if model.works_on_features:
-        logits = model.classify_episodes(features(support), labels[None], features(queries))["logits"][0]
+        logits = model.classify_episodes(features(support), labels[None], features(queries), **text)["logits"][0]
     else:
-        logits = torch.cat([model(frames(support), labels, frames([query]))["logits"] for query in queries])
+        own_text = {name: features[0] for name, features in text.items()}
+        answers = [model(frames(support), labels, frames([query]), **own_text) for query in queries]
+        logits = torch.cat([answer["logits"] for answer in answers])
     return logits.float().softmax(dim=-1).cpu().numpy()
 
 
@@ -223,6 +234,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
                         help="folder of examples: DIR/<action>/<video file or folder of frames>")  # fmt: skip
     parser.add_argument("--query", required=True, nargs="+", metavar="VIDEO", type=Path,
                         help="videos to recognise: files or folders of frames")  # fmt: skip
+    add_text_flags(parser)
     parser.add_argument("--top", type=int, default=5, least=1, help="so many of the likeliest actions are shown")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all probabilities to this file")
     parser.add_argument("--picture", metavar="FILE", type=Path,
@@ -245,6 +257,8 @@ def predict(args: argparse.Namespace) -> None:
     sources = readable([(path, partial(open_video, path)) for path in args.query], bad)
     model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
 
+    text = text_of_episode(args, settings, model, actions.names)
+
     def clip_of(source: FrameSource) -> Tensor:
         return read_clip(source, settings, spec, model.backbone.frames_per_step)
 
@@ -255,7 +269,7 @@ def predict(args: argparse.Namespace) -> None:
         raise UserError(f"none of the queries could be read: {'; '.join(bad)}")
     paths, queries = [path for path, _ in clips], [clip for _, clip in clips]
     names = [printable(path.name) for path in paths]
-    answers = probabilities(model, spec, support, labels, queries)
+    answers = probabilities(model, spec, support, labels, queries, text)
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))
     print(f"{settings.method} on {settings.backbone}; examples: {examples}\n")

@@ -15,6 +15,7 @@ import simplejpeg
 import torch
 
 import run
+from methods import METHODS
 
 HEIGHT, WIDTH, FRAMES, VIDEOS = 40, 48, 6, 8
 CLASSES = {
@@ -79,6 +80,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, classes in CLASSES.items():
         write_split(root / split, classes)
     return root
+
+
+@pytest.fixture(scope="session")
+def text_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of the names of its classes, as wide as conv4's and unlike each other."""
+    names = sorted(name for split in CLASSES.values() for name in split)
+    vectors = torch.randn(len(names), 64, generator=torch.Generator().manual_seed(0))
+    path = tmp_path_factory.mktemp("text") / "features.pt"
+    torch.save(dict(zip(names, vectors, strict=True)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_flags(text_features: Path) -> Callable[[str], list[str]]:
+    """What a method needs on the command line where it uses class names, and nothing where it does not."""
+    return lambda method: ["--text_features", str(text_features)] if METHODS[method].uses_class_text else []
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from PIL import Image, ImageFont
 from script_runs import Script, untrained
 
+from engine.class_text import text_of_episode
 from methods import METHODS, load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, film_strip, thinned, wrapped
@@ -36,13 +37,15 @@ def script(capsys: pytest.CaptureFixture[str]) -> Script:
 
 
 @pytest.fixture(scope="module")
-def checkpoint_of(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint_of(
+    dataset: Path, tmp_path_factory: pytest.TempPathFactory, text_flags: Callable[[str], list[str]]
+) -> Callable[[str], Path]:
     """The checkpoint of an untrained method, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("runs")
 
     def checkpoint(method: str) -> Path:
         if not (folder / method).exists():
-            untrained(dataset, folder / method, method, *FLAGS)
+            untrained(dataset, folder / method, method, *FLAGS, *text_flags(method))
         return folder / method / "checkpoint_final.pt"
 
     return checkpoint
@@ -54,7 +57,8 @@ def read(checkpoint: Path, *flags: object) -> tuple[Episode, dict, CNN_FSHead]:
     model, settings, spec = load_head(checkpoint)
     data = explain_episode.open_dataset(args, settings, model, spec)
     task = data[args.task]
-    explanation = explain_episode.answer(model, spec, task, data.seq_len)
+    text = text_of_episode(args, settings, model, explain_episode.classes_of(task, data))
+    explanation = explain_episode.answer(model, spec, task, data.seq_len, text)
     return explain_episode.episode_of(task, data, explanation, "an episode"), task, model
 
 

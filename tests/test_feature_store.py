@@ -46,8 +46,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stored_features_give_the_logits_that_frames_give(method: str, dataset: Path, tmp_path: Path) -> None:
-    made = learner(dataset, tmp_path / "run", "--method", method, "--way_test", 3, "--shot_test", 2, "-qpct", 2)
+def test_stored_features_give_the_logits_that_frames_give(
+    method: str, dataset: Path, tmp_path: Path, text_flags: Callable[[str], list[str]]
+) -> None:
+    sizes = ["--way_test", 3, "--shot_test", 2, "-qpct", 2]
+    made = learner(dataset, tmp_path / "run", "--method", method, *sizes, *text_flags(method))
     made.model.eval()
     episodes = made.datasets["test"]
     with torch.inference_mode(), made.calls.feature_store(episodes) as store:

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from backbones.optional import imported
-from backbones.text import class_text, display_names, normal, read_text_features, spoken, text_tower, zero_shot_logits
+from backbones.text import (
+    ClassText,
+    TextTower,
+    display_names,
+    normal,
+    read_text_features,
+    spoken,
+    text_tower,
+    zero_shot_logits,
+)
 from utils import UserError
 
 pytest.importorskip("open_clip", reason="needs pip install -r requirements-foundation.txt")
@@ -49,12 +58,12 @@ def encoded(net: nn.Module, sentences: list[str]) -> torch.Tensor:
 
 
 def test_features_of_class_names_are_those_that_open_clip_computes(openai, weights, tmp_path):
-    found = class_text(CLASSES, weights, cache_folder=tmp_path, prompts=["a video of {}."], activation="quick_gelu")
+    found = ClassText(weights, prompts=["a video of {}."], activation="quick_gelu").of(CLASSES)
     expected = encoded(openai, [f"a video of {name}." for name in NAMES])
     assert expected.std(0).min() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert text_tower(weights, "quick_gelu").scale == pytest.approx(openai.logit_scale.exp().item())
-    other = class_text(CLASSES, weights, cache_folder=tmp_path, prompts=["a video of {}."], activation="gelu")
+    other = ClassText(weights, prompts=["a video of {}."], activation="gelu").of(CLASSES)
     assert (other - expected).abs().max() > 1e-4
 
 
@@ -83,28 +92,47 @@ def test_features_of_transformers_files_are_those_that_transformers_computes(tmp
     with torch.inference_mode():
         hidden = net.text_model(input_ids=tokens).last_hidden_state[0, tokens[0].argmax()]
         expected = net.text_projection(hidden)
-    found = class_text(["climb_stairs"], tmp_path, cache_folder=tmp_path / "cache")
+    found = ClassText(tmp_path).of(["climb_stairs"])
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_features_are_made_once_for_the_same_names_prompts_and_weights(openai, weights, tmp_path, monkeypatch):
-    cache, options = tmp_path / "cache", {"activation": "quick_gelu"}
-    first = class_text(CLASSES, weights, cache_folder=cache, **options)
-    made = []
-    monkeypatch.setattr("backbones.text.text_tower", lambda *args: made.append(args) or text_tower(*args))
-    assert torch.equal(class_text(CLASSES, weights, cache_folder=cache, **options), first)
-    assert made == []
-    two = class_text(CLASSES, weights, cache_folder=cache, prompts=["a photo of {}.", "{}"], **options)
-    torch.testing.assert_close(two, (first + encoded(openai, NAMES)) / 2, rtol=1e-4, atol=1e-5)
-    class_text(CLASSES[::-1], weights, cache_folder=cache, **options)
+def test_features_are_made_once_for_the_same_name_prompts_and_weights(openai, weights, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+
+    def opened(**options) -> ClassText:
+        return ClassText(weights, folder=cache, activation="quick_gelu", **options)
+
+    def made_anew(text: ClassText, classes: list[str]) -> torch.Tensor:
+        found = text.of(classes)
+        text.keep()
+        return found
+
+    first = made_anew(opened(), CLASSES[:2])
+    said = []
+    encode = TextTower.encode
+    monkeypatch.setattr(TextTower, "encode", lambda self, names: said.append(names) or encode(self, names))
+    assert torch.equal(made_anew(opened(), CLASSES[1::-1]), first.flip(0)), "in another order"
+    assert said == []
+    more = made_anew(opened(), CLASSES[::-1])
+    assert said == [["a photo of Pouring something into something."]]
+    assert torch.equal(more[1:], first.flip(0))
+    together = ClassText(weights, activation="quick_gelu").of(CLASSES)
+    assert torch.equal(together, more.flip(0)), "whatever they are made with"
+    assert len(list(cache.iterdir())) == 1
+
+    two = made_anew(opened(prompts=["a photo of {}.", "{}"]), CLASSES)
+    torch.testing.assert_close(two, (together + encoded(openai, NAMES)) / 2, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         changed = {
             name: tensor + 0.1 if name == "ln_final.bias" else tensor for name, tensor in openai.state_dict().items()
         }
     torch.save(changed, weights)
-    assert not torch.equal(class_text(CLASSES, weights, cache_folder=cache, **options), first)
-    assert len(made) == 3
-    assert len(list(cache.iterdir())) == 4
+    assert not torch.equal(made_anew(opened(), CLASSES), together)
+    assert len(list(cache.iterdir())) == 3
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        opened()
 
 
 def test_ready_made_features_are_found_by_either_name(tmp_path):
@@ -126,11 +154,11 @@ def test_ready_made_features_are_found_by_either_name(tmp_path):
 
 def test_a_wrong_request_says_what_to_do(weights, tmp_path):
     with pytest.raises(UserError, match=r"does not say which activation it has.*activation=quick_gelu"):
-        class_text(CLASSES, weights, cache_folder=tmp_path)
+        ClassText(weights).of(CLASSES)
     with pytest.raises(UserError, match=r"--prompt 'a photo': expected one \{\}"):
-        class_text(CLASSES, weights, cache_folder=tmp_path, prompts=["a photo"])
+        ClassText(weights, prompts=["a photo"])
     with pytest.raises(UserError, match="no file"):
-        class_text(CLASSES, tmp_path / "none.pt", cache_folder=tmp_path)
+        ClassText(tmp_path / "none.pt")
     torch.save({"visual.proj": torch.ones(2, 2)}, tmp_path / "image_only.pt")
     with pytest.raises(UserError, match="holds no text tower of CLIP"):
         text_tower(tmp_path / "image_only.pt", "gelu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.settings import build_parser
 from methods import METHODS, build_head
+from methods.clip_fsar import CNN_ZeroShot
 from model import CNN_FSHead, group_by_class
 
 STEPS = 4
@@ -26,6 +27,7 @@ OPTIONS = [
     "chamfer++ --chamfer_tuples 1",
     "hyrsm --hyrsm_shots mean_distance",
     "strm --strm_aux off",
+    "clip_fsar --clip_fsar_merge after --clip_fsar_text 0.9",
 ]
 UNEQUAL = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])  # 3, 1 and 4 shots
 TARGET_LABELS = torch.tensor([2, 0, 1, 0, 2])
@@ -60,13 +62,27 @@ def features(head: CNN_FSHead, videos: int, *, seed: int = 0) -> Tensor:
     return torch.randn(1, videos, *like.shape[1:], generator=generator, dtype=torch.float64).relu()
 
 
-def outputs_of(head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor) -> dict[str, Tensor]:
-    outputs = head.classify(support, labels.expand(len(support), -1), target)
+def text_of(head: CNN_FSHead, classes: Sequence[int], episodes: int = 1) -> dict[str, Tensor]:
+    """Class text (episodes, classes, P) for a head that uses it: unlike each other, equal for equal numbers of classes."""
+    if not head.uses_class_text:
+        return {}
+    every = torch.randn(8, head.class_text_width or 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return {"class_text": every.to(next(head.parameters()).dtype)[list(classes)].expand(episodes, -1, -1)}
+
+
+def outputs_of(
+    head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor, classes: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """classes: what the labels 0, 1, ... stand for, where that is not the same."""
+    text = text_of(head, classes or range(int(labels.max()) + 1), len(support))
+    outputs = head.classify(support, labels.expand(len(support), -1), target, **text)
     return outputs if isinstance(outputs, dict) else {"logits": outputs}
 
 
-def logits_of(head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    return outputs_of(head, support, labels, target)["logits"]
+def logits_of(
+    head: CNN_FSHead, support: Tensor, labels: Tensor, target: Tensor, classes: Sequence[int] | None = None
+) -> Tensor:
+    return outputs_of(head, support, labels, target, classes)["logits"]
 
 
 def task_of(head: CNN_FSHead, target_labels: Tensor = TARGET_LABELS) -> dict[str, Tensor]:
@@ -77,7 +93,9 @@ def task_of(head: CNN_FSHead, target_labels: Tensor = TARGET_LABELS) -> dict[str
         torch.randn(1, len(labels) * STEPS, 3, 12, 12, generator=generator).to(dtype)
         for labels in (UNEQUAL, target_labels)
     )
+    text = text_of(head, range(5))
     return {
+        **({"base_text": text["class_text"]} if text else {}),
         "support_labels": UNEQUAL[None],
         "target_labels": target_labels[None],
         "real_support_labels": TRAINING_CLASSES[UNEQUAL][None],
@@ -102,7 +120,8 @@ def test_way_and_shots_are_those_of_the_labels(method, head, labels):
 
 def test_renaming_the_classes_renames_the_logits(head):
     support, target, names = features(head, 8), features(head, 4, seed=1), torch.tensor([1, 2, 0])
-    logits, renamed = (logits_of(head, support, labels, target) for labels in (UNEQUAL, names[UNEQUAL]))
+    logits = logits_of(head, support, UNEQUAL, target)
+    renamed = logits_of(head, support, names[UNEQUAL], target, names.argsort().tolist())
     torch.testing.assert_close(renamed[..., names], logits)
     assert (renamed - logits).abs().max() > 1e-6  # so that the comparison says something
 
@@ -176,6 +195,8 @@ def test_every_own_parameter_and_the_backbone_get_a_gradient(head):
     outputs = outputs_of(head.train(), support, UNEQUAL, target)
     head.loss(task_of(head), outputs).backward()
     learnt = {"support": support, "target": target, **own_parameters(head)}
+    if isinstance(head, CNN_ZeroShot):
+        assert learnt.pop("support").grad is None  # it looks at none
     assert [name for name, value in learnt.items() if value.grad is None or not value.grad.any()] == []
     assert all(value.grad.isfinite().all() for value in learnt.values())
 
@@ -185,14 +206,14 @@ def test_half_precision_features_give_finite_numbers_in_single_precision(head):
     support, target = features(head, 8).bfloat16(), features(head, 5, seed=1).bfloat16()
     support[0, 1], target[0, 0] = 100 * support[0, 1], 0
     support[0, 2] = 0
-    support.requires_grad_()
+    target.requires_grad_()
     head.float().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = head.classify_episodes(support, UNEQUAL[None], target)
+        outputs = head.classify_episodes(support, UNEQUAL[None], target, **text_of(head, range(3)))
         head.loss(task_of(head), outputs).backward()
     assert outputs["logits"].dtype == torch.float32
     assert all(value.isfinite().all() for value in outputs.values())
-    assert all(p.grad.isfinite().all() for p in [support, *own_parameters(head).values()])
+    assert all(p.grad.isfinite().all() for p in [target, *own_parameters(head).values()])
 
 
 def test_one_episode_can_be_learnt_by_heart(head):
@@ -233,11 +254,11 @@ def test_mean_over_25_queries_at_25_times_the_rate_is_their_sum(method):
         head = build(method, "--loss_reduction", reduction)
         support, target = features(head, 8).requires_grad_(), features(head, 25, seed=1).requires_grad_()
         learnt = [support, target, *own_parameters(head).values()]
-        before = support.detach().clone()
+        before = target.detach().clone()
         task = task_of(head, torch.arange(25) % 3)
         head.loss(task, outputs_of(head, support, UNEQUAL, target)).backward()
         torch.optim.SGD(learnt, lr=rate).step()
-        assert not torch.equal(support, before)
+        assert not torch.equal(target, before)
         after.append([value.detach() for value in learnt])
     torch.testing.assert_close(*after, rtol=1e-10, atol=1e-14)
 
@@ -246,7 +267,7 @@ def test_explanations_are_of_every_episode_finite_and_of_the_same_logits(head):
     support, target = features(head, 8).repeat(2, *[1] * (features(head, 1).ndim - 1)), features(head, 4, seed=1)
     labels = UNEQUAL.expand(2, -1)
     with torch.inference_mode():
-        shown = head.explain(support, labels, target.expand(2, *target.shape[1:]))
+        shown = head.explain(support, labels, target.expand(2, *target.shape[1:]), **text_of(head, range(3), 2))
         torch.testing.assert_close(shown["logits"][:1], logits_of(head, support[:1], UNEQUAL, target))
     assert len(shown) > 1
     for value in shown.values():

@@ -19,6 +19,8 @@ ORDINARY = {
     [
         ({}, []),
         ({"selected_on": "nothing"}, []),
+        ({"uses_class_text": True, "inductive": False}, ["uses class names", "transductive"]),
+        ({"uses_class_text": False, "inductive": None}, []),
         ({"noisy_support": 1}, ["1 noisy shot"]),
         ({"noisy_support": 2}, ["2 noisy shots"]),
         ({"selected_on": "test"}, ["chosen on test"]),

@@ -271,10 +271,13 @@ def test_many_episodes_of_images_equal_one_after_the_other(method):
     head = build("--method", method, "--way", "2", "--shot", "7").eval()
     labels = torch.stack([UNEQUAL_SHOTS, torch.tensor([1, 1, 0, 2, 0, 1, 2, 0])])
     support, target = frames(8, 2), frames(4, 2)
-    together = head(support, labels, target)["logits"]
+    text = {"class_text": torch.randn(2, 3, WIDTH)} if head.uses_class_text else {}
+    together = head(support, labels, target, **text)["logits"]
     assert together.shape == (2, 4, 3)
     for b in range(2):
-        torch.testing.assert_close(together[b], head(support[b], labels[b], target[b])["logits"], rtol=1e-4, atol=1e-4)
+        own_text = {name: features[b] for name, features in text.items()}
+        alone = head(support[b], labels[b], target[b], **own_text)["logits"]
+        torch.testing.assert_close(together[b], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_head_computes_in_float32_whatever_the_backbone_ran_in():
