@@ -63,20 +63,21 @@ class Declaring(argparse._ActionsContainer):
         below: float | None = None,
         resumable: bool = False,
         per_start: bool = False,
-        of_model: bool = False,
+        of_model: bool | None = None,
         **options: Any,
     ) -> Any:
         """As argparse's, with more to say.
 
         least, above, most, below: the range of its number, or of each number of its list; floats have to be finite.
         resumable: may be given anew when a run is resumed. per_start: belongs to one start of a program, so that a resumed
-        run or a later test does not inherit it. of_model: decides what the model is, so that a test may not change it; all
-        flags of groups that are called model or method do.
+        run or a later test does not inherit it. of_model: decides what the model is, so that a test may not change it; unless
+        they say otherwise, all flags of groups that are called model or method do.
         """
         action: Any = super().add_argument(*names, **options)
         action.range = Range(least, above, most, below)
         action.resumable, action.per_start = resumable, per_start
-        action.of_model = of_model or (getattr(self, "title", None) or "").startswith(("model", "method"))
+        decides = (getattr(self, "title", None) or "").startswith(("model", "method"))
+        action.of_model = decides if of_model is None else of_model
         return action
 
     def add_mutually_exclusive_group(self, **options: Any) -> Alternatives:

@@ -163,12 +163,12 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
     group.add_argument("--method", default="trx", help=f"{', '.join(methods)}, or path/to/file.py:Class of your own")
     add_backbone_flags(group, default="resnet50")
     group.add_argument(
-        "--prompt", nargs="+", metavar="SENTENCE",
+        "--prompt", nargs="+", metavar="SENTENCE", of_model=False,
         help="what is said of a class to the text tower in the file of -pt, with {} for its name, for a method that uses class "
         "names; features of several sentences are averaged. Unset: 'a photo of {}.'",
     )  # fmt: skip
     group.add_argument(
-        "--text_features", metavar="FILE",
+        "--text_features", metavar="FILE", of_model=False,
         help="features of class names by any text tower, in place of those: a file of names and vectors",
     )  # fmt: skip
 

@@ -127,6 +127,7 @@ class CNN_CLIPFSAR(CNN_FSHead):
             least=0,
             most=1,
             default=0.0,
+            of_model=False,
             help="in val and test, the share of class names in the score: 0 compares videos alone, 0.9 is the authors' "
             "combination, 1 is names alone",
         )
