@@ -7,6 +7,7 @@
 my_actions holds a folder for each action, named after it, with one example video or more: video files, or folders of
 frames. Nothing is trained; one example is enough, five are better, and actions may have different numbers of them. A
 probability is a share among these actions: of a video that shows none of them, it says which one is the least unlike it.
+A method that uses class names takes those of the folders.
 A query that cannot be read is named at the end, with exit code 2; the others are answered all the same.
 """
 
