@@ -294,7 +294,7 @@ def draw_text_scores(panel: SubFigure, episode: Episode, query: int) -> None:
     scores = {"By name alone": explanation["text_logits"][query]}
     if "shot_similarities" in explanation:
         scores["By video alone"] = explanation["shot_similarities"][query, :, 0]
-    left, right = panel.subfigures(1, 2, width_ratios=[3 * len(scores), 5])
+    left, right = panel.subfigures(1, 2, squeeze=False, width_ratios=[3 * len(scores), 5])[0]
     bars = left.subplots(1, len(scores), squeeze=False)[0]
     for axes, (title, logits) in zip(bars, scores.items(), strict=True):
         draw_probabilities(axes, episode.classes, softmax(logits), colours=colours, true=true)
