@@ -17,7 +17,10 @@ where it was. What is painted and what the axes change: data_prep/demo/.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -166,6 +169,17 @@ def write_video(out: Path, settings: Settings, split: str, name: str, index: int
         extract.install(drawn, video)
 
 
+def end_with(parent: int) -> None:
+    """Lets this process end soon after its parent, however that ended; until then it would hold the parent's locks."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def make_demo_sets(sets: dict[Path, Settings], jobs: int = 1) -> dict[Path, int]:
     """Draws the videos that the folders lack, in `jobs` processes, and returns how many these were in each."""
     with ExitStack() as locks:
@@ -179,7 +193,7 @@ def make_demo_sets(sets: dict[Path, Settings], jobs: int = 1) -> dict[Path, int]
             if not video_folder(out, *video).exists()
         ]
         if missing:
-            with ProcessPoolExecutor(jobs) as pool:
+            with ProcessPoolExecutor(jobs, initializer=end_with, initargs=(os.getpid(),)) as pool:
                 written = pool.map(write_video, *zip(*missing, strict=True), chunksize=4)
                 for _ in tqdm(written, total=len(missing), unit="video", disable=None):
                     pass
@@ -266,11 +280,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.suite and args.level is not None:
-        parser.error("--level is for one set: give --levels with --suite")
+        parser.error(f"--suite with --level {args.level}: give --levels {args.level}")
     if args.levels and not args.suite:
-        parser.error("--levels is for --suite: give --level for one set")
-    if not args.suite and (args.axis is None) != (args.level is None):
-        parser.error("--axis and --level go together: give both, or --suite")
+        parser.error(f"--levels {args.levels[0]} without --suite: give --level for one set")
+    if args.axis and args.level is None and not args.suite:
+        parser.error(f"--axis {args.axis} does not say how hard: give --level too, or --suite for all levels")
+    if args.level is not None and not args.axis:
+        parser.error(f"--level {args.level} does not say of what: give --axis too")
     return args
 
 

@@ -16,23 +16,26 @@ from numpy import ndarray as Array
 from data_prep.demo.film import Film
 
 
-def sweep_order(directions: str, num_frames: int) -> Array:
+def sweep_order(directions: str, num_frames: int, rng: np.random.Generator) -> Array:
     """The frames 0..T-1 in the order in which sweeps through the film show them, each once: (T,).
 
-    Frame i belongs to sweep i modulo their number; a sweep runs forwards (+) or backwards (-).
+    A sweep runs forwards (+) or backwards (-) through its share of the frames. Of as many frames in a row as there are sweeps
+    each gets one, dealt at random, so that no sweep is ahead of another.
     """
     count = len(directions)
-    sweeps = (np.arange(sweep, num_frames, count)[:: 1 if way == "+" else -1] for sweep, way in enumerate(directions))
+    sweep_of = np.concatenate([rng.permutation(count) for _ in range(0, num_frames, count)])[:num_frames]
+    sweeps = (np.flatnonzero(sweep_of == sweep)[:: 1 if way == "+" else -1] for sweep, way in enumerate(directions))
     return np.concatenate(list(sweeps))
 
 
 def order(film: Film, directions: str) -> None:
-    """The action goes to and fro, and the pair's other class fro and to: one begins where the other turns.
+    """The action goes to and fro, and in the pair's other class fro and to.
 
-    Where as many sweeps run forwards as backwards, each state of the action comes as often before any other as after it, in
-    both classes: pairs of frames tell nothing, only longer sequences do. "+--+" (Thue-Morse) takes still longer ones.
+    With as many sweeps forwards as backwards ("+-"), each state of the action comes as often before any other as after it, in
+    both classes: which of two comes first tells nothing, only longer sequences do. By "+--+", the Thue-Morse sequence, not even
+    three do.
     """
-    film.order = sweep_order(directions, film.num_frames)
+    film.order = sweep_order(directions, film.num_frames, film.rng)
 
 
 def speed(film: Film, most: float) -> None:
@@ -70,14 +73,16 @@ def camera(film: Film, reach: float) -> None:
     film.y = film.y + y[:, None, None].astype(np.float32)
 
 
-def viewpoint(film: Film, turn: float) -> None:
-    """The plane is turned by up to `turn`, seen from the side, which narrows it, and sheared.
+def viewpoint(film: Film, most: float) -> None:
+    """The plane is seen askew: turned a little, and up to `most` times narrower in any direction.
 
-    What moves down at level 0 moves down still, if less so: tan(turn) < 1 / (0.3 turn).
+    What moves down moves down still, if less so: narrowing turns no direction by more than asin((most - 1) / (most + 1)), and
+    with the turn that is less than a right angle.
     """
-    angle, narrow, shear = film.uniform(-turn, turn), 1 + film.uniform(0, turn), film.uniform(-turn, turn) * 0.3
-    x, y = film.x * narrow, film.y + shear * film.x
-    film.x, film.y = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    turn, narrower, direction = film.uniform(-0.7, 0.7) * (1 - 1 / most), most ** film.uniform(0, 1), film.direction()
+    seen = (film.x + 1j * film.y) * np.exp(1j * direction)
+    plane = (narrower * seen.real + 1j * seen.imag) * np.exp(1j * (turn - direction))
+    film.x, film.y = plane.real.astype(np.float32), plane.imag.astype(np.float32)
 
 
 def scale(film: Film, most: float) -> None:
@@ -125,14 +130,14 @@ class Axis(NamedTuple):
 
 
 AXES: dict[str, Axis] = {
-    "order": Axis(order, "view", ("+-+", "+-", "+--", "+--+")),
+    "order": Axis(order, "view", ("++-", "+-", "+-+-", "+--+")),
     "speed": Axis(speed, "action", (2, 4, 8, 16)),
     "offset": Axis(offset, "action", (0.3, 0.5, 0.65, 0.8)),
     "clutter": Axis(clutter, "place", (0.1, 0.2, 0.35, 0.6)),
     "camera": Axis(camera, "view", (0.25, 0.5, 0.75, 1.0)),
-    "occlusion": Axis(occlusion, "front", (2, 4, 7, 11)),
+    "occlusion": Axis(occlusion, "front", (1, 2, 4, 6)),
     "distractor": Axis(distractor, "place", (1, 2, 4, 7)),
-    "viewpoint": Axis(viewpoint, "view", (0.3, 0.6, 0.9, 1.2)),
+    "viewpoint": Axis(viewpoint, "view", (2, 3, 5, 8)),
     "scale": Axis(scale, "view", (1.5, 2.5, 4, 6)),
     "background_bias": Axis(background_bias, "view", (0.5, 0.8, 0.95, 1.0)),
 }
