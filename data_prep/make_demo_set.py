@@ -193,10 +193,13 @@ def make_demo_sets(sets: dict[Path, Settings], jobs: int = 1) -> dict[Path, int]
             if not video_folder(out, *video).exists()
         ]
         if missing:
-            with ProcessPoolExecutor(jobs, initializer=end_with, initargs=(os.getpid(),)) as pool:
+            pool = ProcessPoolExecutor(jobs, initializer=end_with, initargs=(os.getpid(),))
+            try:
                 written = pool.map(write_video, *zip(*missing, strict=True), chunksize=4)
                 for _ in tqdm(written, total=len(missing), unit="video", disable=None):
                     pass
+            finally:
+                pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for all the rest
     drawn = Counter(out for out, *_ in missing)
     return {out: drawn[out] for out in sets}
 

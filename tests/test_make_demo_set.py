@@ -8,6 +8,7 @@ import select
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from data_prep import make_demo_set
 from data_prep.demo.actions import CLASSES, PAIRS
 from data_prep.demo.axes import AXES, LEVELS, Change, sweep_order
 from data_prep.demo.film import Film
@@ -156,7 +158,6 @@ def test_mean_frames_tell_nothing_of_order() -> None:
         )
         assert sorted(map(bytes, grow)) == sorted(map(bytes, shrink)) == sorted(map(bytes, plain))
         assert not np.array_equal(grow, shrink)
-        assert not np.array_equal(grow, shrink[::-1]) or level != 2, "to and fro looks the same in reverse"
 
 
 def order_bias(directions: str, length: int) -> float:
@@ -165,15 +166,17 @@ def order_bias(directions: str, length: int) -> float:
     for seed in range(8):
         one.update(combinations(sweep_order(directions, 16, np.random.default_rng(seed)) // 8, length))
     other = {tuple(1 - state for state in states): count for states, count in one.items()}
-    return sum(abs(one[states] - other.get(states, 0)) for states in one) / sum(one.values())
+    return sum(max(0, one[states] - other.get(states, 0)) for states in one) / one.total()
 
 
 def test_higher_levels_of_order_need_longer_sequences() -> None:
-    alone, most, pairs, triples, longest = "+", *AXES["order"].amounts
-    assert order_bias(alone, 2) > 0.5 > 0.2 > order_bias(most, 2) > 0.1
-    assert order_bias(pairs, 2) == order_bias(triples, 2) == order_bias(longest, 2) == order_bias(longest, 3) == 0
-    assert order_bias(pairs, 3) > 0.5 > order_bias(triples, 3) > 0.2
-    assert order_bias(longest, 4) > 0.4
+    evidence = [order_bias(directions, 2) for directions in ("+", *AXES["order"].amounts)]
+    assert evidence[0] > 0.5 > evidence[1] > 0.25 > 0.1 > evidence[2] > 0.05
+    assert evidence[3] == evidence[4] == 0
+    pairs, longest = AXES["order"].amounts[2:]
+    assert order_bias(pairs, 3) > 0.3
+    assert order_bias(longest, 3) == 0
+    assert order_bias(longest, 4) > 0.2
 
 
 def test_viewpoint_keeps_which_way_things_move() -> None:
@@ -286,6 +289,20 @@ def test_suite_is_drawn_and_resumed(tiny: Path, tmp_path: Path, capsys: pytest.C
     with alone(tmp_path / "suite" / "base", "demo_set"):
         assert main(suite) == 2
     assert "another process is at work" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_rest_undrawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(written: Iterator[None], **_: object) -> Iterator[None]:
+        yield next(written)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_demo_set, "tqdm", interrupted)
+    flags = ["--size", "16", "--frames", "2", "--videos_per_class", "30", "--jobs", "1"]
+    assert main([str(tmp_path / "set"), *flags]) == 130
+    assert capsys.readouterr().err == "stopped: the same command resumes from here\n"
+    assert 0 < len(list((tmp_path / "set").glob("*/*/*"))) < len(CLASSES) * 30 // 2
 
 
 def test_workers_end_with_a_killed_parent() -> None:

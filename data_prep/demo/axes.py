@@ -29,7 +29,7 @@ def sweep_order(directions: str, num_frames: int, rng: np.random.Generator) -> A
 
 
 def order(film: Film, directions: str) -> None:
-    """The action goes to and fro, and in the pair's other class fro and to.
+    """The action runs several times, forwards and backwards; in the pair's other class the other way round.
 
     With as many sweeps forwards as backwards ("+-"), each state of the action comes as often before any other as after it, in
     both classes: which of two comes first tells nothing, only longer sequences do. By "+--+", the Thue-Morse sequence, not even
@@ -130,12 +130,12 @@ class Axis(NamedTuple):
 
 
 AXES: dict[str, Axis] = {
-    "order": Axis(order, "view", ("++-", "+-", "+-+-", "+--+")),
+    "order": Axis(order, "view", ("++", "++-", "+-", "+--+")),
     "speed": Axis(speed, "action", (2, 4, 8, 16)),
-    "offset": Axis(offset, "action", (0.3, 0.5, 0.65, 0.8)),
+    "offset": Axis(offset, "action", (0.2, 0.35, 0.5, 0.65)),
     "clutter": Axis(clutter, "place", (0.1, 0.2, 0.35, 0.6)),
     "camera": Axis(camera, "view", (0.25, 0.5, 0.75, 1.0)),
-    "occlusion": Axis(occlusion, "front", (1, 2, 4, 6)),
+    "occlusion": Axis(occlusion, "front", (1, 2, 3, 5)),
     "distractor": Axis(distractor, "place", (1, 2, 4, 7)),
     "viewpoint": Axis(viewpoint, "view", (2, 3, 5, 8)),
     "scale": Axis(scale, "view", (1.5, 2.5, 4, 6)),
