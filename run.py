@@ -43,7 +43,7 @@ from engine.program import Program
 from engine.settings import parse_args
 from engine.training import Progress, Training, Validation, load_model_state
 from methods import METHODS, build_head, print_list
-from methods.released import read_head, settings_in
+from methods.checkpoints import read_head, settings_in
 from model import CNN_FSHead, distribute
 from results.drawing import episode_picture
 from results.evaluation import Predictions, Tally

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-from pathlib import Path
 
 import torch
 
 from backbones import build_backbone
 from backbones.figures import print_backbones
-from backbones.own_code import is_own_code
-from clips.transforms import InputSpec
-from engine.devices import default_device, use_channels_last
 from engine.settings import build_parser, find_method
-from engine.training import input_spec_of, load_model_state
 from methods.arn import CNN_ARN
 from methods.clip_fsar import CNN_CLIPFSAR, CNN_ZeroShot
 from methods.cmn import CNN_CMN
@@ -37,7 +32,6 @@ from methods.similarity import (
 from methods.strm import CNN_STRM
 from methods.team import CNN_TEAM
 from model import CNN_TRX, CNN_TSN, CNN_DualPrototypes, CNN_FSHead
-from utils import UserError, load_checkpoint
 
 METHODS: dict[str, type[CNN_FSHead]] = {
     "tsn": CNN_TSN,
@@ -81,29 +75,6 @@ def build_head(args: argparse.Namespace, *, load_pretrained: bool = True, num_tr
         own_args.pretrained_backbone, own_args.no_pretrained = None, True
     head = find_method(args.method, METHODS)(own_args)
     return head if isinstance(head, CNN_FSHead) else adapted(head, args)
-
-
-def load_head(path: Path, *, trusted: bool = False) -> tuple[CNN_FSHead, argparse.Namespace, InputSpec]:
-    """The method in a checkpoint, ready to answer: (model in eval mode on this machine's device, its settings, its input).
-
-    trusted: also if that takes code from a file that the checkpoint names.
-    """
-    checkpoint = load_checkpoint(path)
-    saved = checkpoint["args"]
-    if "method" not in saved:
-        raise UserError(f"{path} is of run_supervised.py: expected a checkpoint of run.py")
-    own = [saved[name] for name in ("method", "backbone") if is_own_code(saved[name])]
-    if own and not trusted:
-        files = ", ".join(reference.rpartition(":")[0] for reference in own)
-        raise UserError(f"{path} wants to run code from {files}: if that is what you want, add --trust_checkpoint")
-    defaults = build_parser(METHODS, find_method(saved["method"], METHODS)).parse_args(
-        []
-    )  # of flags newer than the file
-    args = argparse.Namespace(**{**vars(defaults), **saved})
-    model = build_head(args, load_pretrained=False)
-    load_model_state(model, checkpoint, path)
-    use_channels_last(model)
-    return model.to(default_device()).eval(), args, input_spec_of(model.backbone, args)
 
 
 def print_list() -> None:

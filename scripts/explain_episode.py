@@ -31,14 +31,14 @@ from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import SPLITS, Split
 from engine.class_text import add_text_flags, text_of_episode
 from engine.command_line import Parser, arguments, check_output, exit_code
-from methods import load_head
+from methods.checkpoints import add_library_flags, load_head
 from model import CNN_FSHead
 from results.drawing import PICTURE_SUFFIXES
 from results.episode_picture import draw_episode
 from results.films import write_answer_film
-from results.marks import after, marks, origin
+from results.marks import after, marks
 from results.panels import Episode
-from utils import UserError, load_checkpoint
+from utils import UserError
 from video_reader import VideoDataset
 
 
@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
     parser.add_argument("--trust_checkpoint", action="store_true", help="run code from files that the checkpoint names")
+    add_library_flags(parser)
     parser.add_argument("--dataset", help="another data set than the checkpoint's")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the data set")
     parser.add_argument("--task", type=int, default=0, least=0, help="number of the episode")
@@ -144,7 +145,9 @@ def episode_of(task: dict[str, Any], dataset: VideoDataset, explanation: dict[st
 
 def explain(args: argparse.Namespace) -> None:
     check_args(args)
-    model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
+    model, settings, spec, about = load_head(
+        args.checkpoint, trusted=args.trust_checkpoint, method=args.method, seq_len=args.seq_len
+    )
     dataset = open_dataset(args, settings, model, spec)
     if args.query >= dataset.way:
         raise UserError(f"--query is {args.query}: expected 0 to {dataset.way - 1}, one query per class")
@@ -152,7 +155,7 @@ def explain(args: argparse.Namespace) -> None:
     title = f"task {args.task} of {source}, seed {dataset.seed}, answered by {settings.method} on {settings.backbone}"
     # The checkpoint's precision is not among the marks: an episode is always answered in float32.
     seen = {"inductive": model.inductive, "uses_class_text": model.uses_class_text}
-    labels = marks({**origin(load_checkpoint(args.checkpoint)), **seen, "noisy_support": args.noisy_support})
+    labels = marks({**about, **seen, "noisy_support": args.noisy_support})
     title = after(title, labels)
 
     task = dataset[args.task]

@@ -35,7 +35,7 @@ from clips.listing import first_few
 from clips.transforms import ClipTransform, InputSpec
 from engine.class_text import add_text_flags, text_of_episode
 from engine.command_line import Parser, arguments, check_output, exit_code
-from methods import load_head
+from methods.checkpoints import add_library_flags, load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
 from results.style import house_style
@@ -231,6 +231,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint that run.py has written")
     parser.add_argument("--trust_checkpoint", action="store_true", help="run code from files that the checkpoint names")
+    add_library_flags(parser)
     parser.add_argument("--support", required=True, metavar="DIR", type=Path,
                         help="folder of examples: DIR/<action>/<video file or folder of frames>")  # fmt: skip
     parser.add_argument("--query", required=True, nargs="+", metavar="VIDEO", type=Path,
@@ -256,7 +257,9 @@ def predict(args: argparse.Namespace) -> None:
     actions = Actions(args.support)
     bad: list[str] = []
     sources = readable([(path, partial(open_video, path)) for path in args.query], bad)
-    model, settings, spec = load_head(args.checkpoint, trusted=args.trust_checkpoint)
+    model, settings, spec, _ = load_head(
+        args.checkpoint, trusted=args.trust_checkpoint, method=args.method, seq_len=args.seq_len
+    )
 
     text = text_of_episode(args, settings, model, actions.names)
 

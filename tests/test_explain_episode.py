@@ -19,7 +19,8 @@ from PIL import Image, ImageFont
 from script_runs import Script, untrained
 
 from engine.class_text import text_of_episode
-from methods import METHODS, load_head
+from methods import METHODS
+from methods.checkpoints import load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, film_strip, thinned, wrapped
 from results.episode_picture import draw_episode, draw_queries, draw_support
@@ -54,7 +55,7 @@ def checkpoint_of(
 def read(checkpoint: Path, *flags: object) -> tuple[Episode, dict, CNN_FSHead]:
     """The episode that the script draws with these flags, its task and its model."""
     args = explain_episode.parse_args(["--checkpoint", str(checkpoint), *map(str, flags)])
-    model, settings, spec = load_head(checkpoint)
+    model, settings, spec, _ = load_head(checkpoint)
     data = explain_episode.open_dataset(args, settings, model, spec)
     task = data[args.task]
     text = text_of_episode(args, settings, model, explain_episode.classes_of(task, data))
@@ -191,7 +192,7 @@ def test_clips_and_answers_belong_together(checkpoint_of: Callable[[str], Path])
     assert [sum(map(bool, names)) for names in episode.impostors] == [1, 1, 1]
     assert all(name in ["", *CLASSES["test"]] for names in episode.impostors for name in names)
     np.testing.assert_allclose(episode.probabilities.sum(axis=1), 1, rtol=1e-5)
-    _, _, spec = load_head(checkpoint_of("tsn"))
+    spec = load_head(checkpoint_of("tsn")).spec
     with torch.inference_mode():
         images = [spec.normalise(task[f"{part}_set"]) for part in ("support", "target")]
         logits = model(images[0], task["support_labels"], images[1])["logits"]

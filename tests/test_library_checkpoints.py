@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from itertools import combinations
 from math import comb
@@ -13,14 +14,16 @@ import pytest
 import torch
 from conftest import Program, tiny_run
 from run_folders import results
+from script_runs import Script
 from torch import Tensor, nn
 
 import run
 from backbones.torchvision_import import torchvision
 from engine.settings import parse_args
 from methods import METHODS, build_head
-from methods.released import read_head, settings_in
+from methods.checkpoints import load_head, read_head, settings_in
 from model import CNN_FSHead
+from scripts import explain_episode, predict
 from tests.oracles import heads, trx_tsn
 from utils import UserError
 
@@ -188,3 +191,29 @@ def test_a_head_that_is_not_there_is_not_made_up(tmp_path: Path) -> None:
     args = parse_args(["-c", "unused", "--method", "pal", *SETTINGS], METHODS)
     with pytest.raises(UserError, match="does not fit --method pal"):
         read_head(tmp_path / "otam.pt", args)
+
+
+def test_predict_and_explain_answer_with_a_library_checkpoint(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "otam.pt"
+    write("otam", path)
+    answer, show = Script(predict.main, capsys), Script(explain_episode.main, capsys)
+    first, second = sorted((dataset / "test").iterdir())[:2]
+    for label in (first, second):
+        shutil.copytree(sorted(label.iterdir())[0], tmp_path / "support" / label.name / "a")
+    query = sorted(first.iterdir())[1]
+    asked = ["--checkpoint", path, "--support", tmp_path / "support", "--query", query]
+    told = ["--method", "otam", "--seq_len", FRAMES]
+    assert "give a --method without weights" in answer.fails(*asked)
+    assert "give --seq_len" in answer.fails(*asked, "--method", "otam")
+    assert "otam on resnet18" in answer(*asked, *told)
+    model, settings, _, _ = load_head(path, method="otam", seq_len=FRAMES)
+    assert settings.normalise == "none"
+    assert not model.training
+    episode = ["--checkpoint", path, *told, "--way", 2, "--shot", 1, "--out", tmp_path / "episode.png"]
+    show(*episode, "--dataset", dataset)
+    assert (tmp_path / "episode.png").stat().st_size > 1000
+    write("trx", tmp_path / "trx.pt")
+    wrong = ["--checkpoint", tmp_path / "trx.pt", "--method", "otam", *asked[2:]]
+    assert "of --method trx, not otam" in answer.fails(*wrong)

@@ -14,7 +14,7 @@ from conftest import Program, tiny_run
 
 import utils
 from backbones.own_code import import_from_file
-from methods import load_head
+from methods.checkpoints import load_head
 from utils import BEST, FINAL, UserError, load_checkpoint
 
 MINE = """

@@ -16,7 +16,7 @@ from script_runs import Script, untrained
 
 from clips.frame_sources import VideoFile
 from clips.transforms import ClipTransform
-from methods import load_head
+from methods.checkpoints import load_head
 from results.drawing import class_colour
 from scripts import predict
 from scripts.predict import FILM_SIZE, FRAME_BOX, bar
@@ -63,7 +63,7 @@ def test_probabilities_are_those_of_the_model(
     answers = json.loads((tmp_path / "a.json").read_text())
     assert answers["examples"] == dict(zip(LABELS, (1, 2, 3), strict=True))
 
-    model, settings, spec = load_head(checkpoint)
+    model, settings, spec, _ = load_head(checkpoint)
     examples = [video for label in LABELS for video in sorted((support / label).iterdir())]
     images = [
         torch.cat([predict.read_clip(predict.open_video(video), settings, spec) for video in videos])
@@ -79,7 +79,7 @@ def test_probabilities_are_those_of_the_model(
 
 
 def test_backbones_that_want_neighbouring_frames_get_them(checkpoint: Path, dataset: Path) -> None:
-    _, settings, spec = load_head(checkpoint)
+    _, settings, spec, _ = load_head(checkpoint)
     video = predict.open_video(min((dataset / "test" / LABELS[0]).iterdir()))
     assert (settings.seq_len, settings.sampling) == (3, "linspace")
     clip = predict.read_clip(video, settings, spec, frames_per_step=3)

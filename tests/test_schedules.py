@@ -12,7 +12,8 @@ from conftest import CLASSES, Program, tiny_run
 
 import run
 from engine.settings import parse_args
-from methods import METHODS, load_head
+from methods import METHODS
+from methods.checkpoints import load_head
 from utils import FINAL, RunFolder, load_checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of TRX-style libraries, {"iteration", "model_state_dict", ...}, as checkpoints of this one.
+"""Methods in checkpoints: of this library, and of TRX-style libraries, {"iteration", "model_state_dict", ...}.
 
 HEADS says for each method how its head's tensors are known there and what ours are called. Names: tobyperrett/trx,
 tobyperrett/few-shot-action-recognition, codehome-jl/dual-prototypes-network. Their backbones are ResNets whose layers lie
@@ -13,15 +13,22 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from backbones.own_code import is_own_code
 from backbones.resnet2d import STAGES
 from backbones.weight_files import state_dict_in
 from backbones.weights import load_weights
-from engine.settings import build_parser
+from clips.transforms import InputSpec
+from engine.command_line import Parser
+from engine.devices import default_device, use_channels_last
+from engine.settings import build_parser, find_method
+from engine.training import input_spec_of, load_model_state
 from methods import METHODS, build_head
+from model import CNN_FSHead
+from results.marks import origin
 from utils import UserError, checked_checkpoint, is_checkpoint, load_tensors
 
 BACKBONE = r"(?:backbone|resnet)\.(?:module\.)?"
@@ -55,6 +62,56 @@ HEADS = {
     ),
 }
 WITHOUT_WEIGHTS = {"tsn": {"tsn_distance": "mean_cosine", "tsn_scale": 1.0}}
+
+
+def add_library_flags(parser: Parser) -> None:
+    """For scripts that show a checkpoint's answers: what a file of a TRX-style library may not tell."""
+    parser.add_argument(
+        "--method", metavar="NAME", help="of a file of a TRX-style library that holds no head: its method"
+    )
+    parser.add_argument(
+        "--seq_len", metavar="N", type=int, least=1, help="of a file of a TRX-style library: the frames of its clips"
+    )
+
+
+class LoadedHead(NamedTuple):
+    """A method that is ready to answer: in eval mode on this machine's device. about: what its answers are worth, for
+    `results.marks.marks`."""
+
+    model: CNN_FSHead
+    settings: argparse.Namespace
+    spec: InputSpec
+    about: dict[str, Any]
+
+
+def load_head(
+    path: Path, *, trusted: bool = False, method: str | None = None, seq_len: int | None = None
+) -> LoadedHead:
+    """The method in a checkpoint.
+
+    trusted: also if that takes code from a file that the checkpoint names. method, seq_len: what a file of a TRX-style
+    library may not tell.
+    """
+    saved = settings_in(path, argparse.Namespace(method=method, seq_len=seq_len))
+    if "method" not in saved:
+        raise UserError(f"{path} is of run_supervised.py: expected a checkpoint of run.py")
+    for name, given in {"method": method, "seq_len": seq_len}.items():
+        if given not in (None, saved[name]):
+            raise UserError(f"{path} is of --{name} {saved[name]}, not {given}: leave the flag out")
+    own = [saved[name] for name in ("method", "backbone") if is_own_code(saved[name])]
+    if own and not trusted:
+        files = ", ".join(reference.rpartition(":")[0] for reference in own)
+        raise UserError(f"{path} wants to run code from {files}: if that is what you want, add --trust_checkpoint")
+    defaults = build_parser(METHODS, find_method(saved["method"], METHODS)).parse_args(
+        []
+    )  # of flags newer than the file
+    args = argparse.Namespace(**{**vars(defaults), **saved})
+    checkpoint, _ = read_head(path, args)
+    model = build_head(args, load_pretrained=False)
+    load_model_state(model, checkpoint, path)
+    use_channels_last(model)
+    model = model.to(default_device()).eval()
+    return LoadedHead(model, args, input_spec_of(model.backbone, args), origin(checkpoint))
 
 
 def settings_in(path: Path, early: argparse.Namespace) -> dict[str, Any]:
