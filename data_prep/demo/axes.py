@@ -8,6 +8,7 @@ levels, so that a higher level is the same change, only more of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -144,7 +145,8 @@ AXES: dict[str, Axis] = {
 LEVELS = range(5)
 
 
-class Change(NamedTuple):
+@dataclass
+class Change:
     """An axis at one of its levels, 1 to 4, as it befalls one video."""
 
     axis: Axis
