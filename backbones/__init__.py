@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from backbones import blvnet, c3d, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
+from backbones import blvnet, c3d, d2st, i3d, lsnet, msn, resnet2d, resnet3d, s3d, tam, tdn, tsm
 from backbones import torchvision_video as video
 from backbones.backbone import Backbone, FrameBackbone
 from backbones.huggingface import video_transformer
@@ -99,6 +99,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "swin3d_s": BackboneEntry(partial(video.swin3d, "swin3d_s"), "Swin3D_S_Weights.KINETICS400_V1", 32),
     "swin3d_b": BackboneEntry(partial(video.swin3d, "swin3d_b"), "Swin3D_B_Weights.KINETICS400_V1", 32),
     **{name: of_timm(*long) for name, long in SHORT.items()},
+    "d2st_clip_vit_b16": BackboneEntry(partial(d2st.clip_vit, SHORT["clip_vit_b16"][0]), package="timm"),
+    "d2st_resnet50": BackboneEntry(d2st.resnet50, RESNET.format(50)),
 }
 
 

@@ -36,6 +36,7 @@ def train_layers(backbone: nn.Module, which: str) -> None:
     """
     kind, _, number = which.partition(":")
     if which == "all":
+        backbone.requires_grad_(True)
         return
     trained: list[nn.Parameter] = []
     if which == "norm":

@@ -74,11 +74,11 @@ class ImageModel(Backbone):
     def features(self, clips: Tensor) -> Tensor:
         if self.pool == "mean":
             return super().features(clips)
-        frames = self.net.forward_features(self.frames_of(clips))
+        found = self.tokens_of(clips)
         pooled = (
-            self.normed(frames[:, 0])
+            self.normed(found[:, 0])
             if self.pool == "cls"
-            else self.net.forward_head(frames, pre_logits=self.pool == "own")
+            else self.net.forward_head(found, pre_logits=self.pool == "own")
         )
         return rearrange(pooled, "(n t) d -> n t d", n=len(clips))
 
@@ -88,17 +88,21 @@ class ImageModel(Backbone):
                 f"features of {self.name} with pool={self.pool} are {self.feature_dim} wide and its maps {self.map_width}: "
                 "a method that reads maps needs --backbone_options pool=mean"
             )
-        frames = self.frames_of(clips)
-        found = self.net.forward_features(frames)
+        found = self.tokens_of(clips)
         if found.ndim == 3:
             tokens = self.normed(found[:, getattr(self.net, "num_prefix_tokens", 0) :])
             if self.pool == "proj":
                 tokens = self.net.head(tokens)
-            rows = round(math.sqrt(tokens.shape[1] * frames.shape[-2] / frames.shape[-1]))
+            rows = round(math.sqrt(tokens.shape[1] * clips.shape[-2] / clips.shape[-1]))
             return rearrange(tokens, "(n t) (h w) d -> n d t h w", n=len(clips), h=rows)
         if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             found = rearrange(found, "b h w d -> b d h w")
         return rearrange(self.normed(found), "(n t) d h w -> n d t h w", n=len(clips))
+
+    def tokens_of(self, clips: Tensor) -> Tensor:
+        """What the network makes of every frame before it pools: tokens (N T, L, D), or maps as it has them."""
+        found: Tensor = self.net.forward_features(self.frames_of(clips))
+        return found
 
     @property
     def map_width(self) -> int:
@@ -169,9 +173,16 @@ class ImageModel(Backbone):
 
 
 def timm_model(
-    name: str, size: int | None, /, *, seq_len: int, pool: str = "own", activation: Activation = ""
+    name: str,
+    size: int | None,
+    kind: type[ImageModel] = ImageModel,
+    /,
+    *,
+    seq_len: int,
+    pool: str = "own",
+    activation: Activation = "",
 ) -> ImageModel:
-    """timm's network `name` for frames of `size` pixels (None: its own): D is its width, S = T.
+    """timm's network `name` for frames of `size` pixels (None: its own): D is its width, S = T. kind: what it becomes.
 
     pool: what is made of a frame. own: what timm's network gives to its classifier (class token, mean or attention
     pooling); cls: the class token; mean: the mean of maps or patch tokens; proj: the projection of CLIP, in the space of
@@ -199,7 +210,7 @@ def timm_model(
     if pool in ("cls", "mean"):
         without_own_pool(net)
     cfg, embedding = net.pretrained_cfg, getattr(net, "patch_embed", None)
-    return ImageModel(
+    return kind(
         net,
         name=name,
         pool=pool,

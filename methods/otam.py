@@ -15,7 +15,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from methods.similarity import CNN_Similarity
-from model import mean_over_shots
 
 
 def alignment_cost(costs: Tensor, smoothing: float) -> Tensor:
@@ -67,7 +66,7 @@ class CNN_OTAM(CNN_Similarity):
         self.scale = nn.Identity()  # costs add up over steps and have a range of their own
         self.smoothing = args.otam_lambda
         self.hard_at_test = args.otam_hard_test
-        self.shot_reduce = args.otam_shot_reduce
+        self.averages_shots = args.otam_shot_reduce == "feature"
 
     @staticmethod
     def add_arguments(group: Any) -> None:
@@ -90,13 +89,6 @@ class CNN_OTAM(CNN_Similarity):
             default="cost",
             help="cost: align with every shot and average the costs; feature: average the features of shots and align once",
         )
-
-    def group_support(self, support_features: Tensor, support_labels: Tensor) -> tuple[Tensor, Tensor]:
-        support, present = super().group_support(support_features, support_labels)
-        if self.shot_reduce == "cost":
-            return support, present
-        prototypes = mean_over_shots(support, present[..., None, None], dim=2)
-        return rearrange(prototypes, "b k s d -> b k 1 s d"), present.any(dim=-1, keepdim=True)
 
     def video_similarity(self, similarities: Tensor) -> Tensor:
         smoothing = 0.0 if self.hard_at_test and not self.training else self.smoothing

@@ -16,13 +16,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from methods.described import build_aux_classifier, training_class_loss
 from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 from utils import UserError, cos_sim
 
 
-def step_similarities(target: Tensor, support: Tensor) -> Tensor:
-    """Cosine of every query step to every support step: (B, Q, L, D), (B, K, J, M, D) -> (B, Q, K, J, L, M)."""
-    cosines = cos_sim(rearrange(target, "b q l d -> b (q l) d"), rearrange(support, "b k j m d -> b (k j m) d"))
+def step_similarities(target: Tensor, support: Tensor, epsilon: float = 0.01) -> Tensor:
+    """Cosine of every query step to every support step, as `cos_sim` takes it: (B, Q, L, D), (B, K, J, M, D) ->
+    (B, Q, K, J, L, M)."""
+    steps = rearrange(target, "b q l d -> b (q l) d"), rearrange(support, "b k j m d -> b (k j m) d")
+    cosines = cos_sim(*steps, epsilon)
     queries, way, shots = target.shape[1], *support.shape[1:3]
     return rearrange(cosines, "b (q l) (k j m) -> b q k j l m", q=queries, k=way, j=shots)
 
@@ -44,13 +47,20 @@ class CNN_Similarity(CNN_FSHead):
     A method of the family writes `video_similarity`. A class scores the mean over its shots times a learnt factor.
     """
 
+    averages_shots = False
+    """Whether queries are compared with the mean steps of a class's shots, and not with each shot."""
+
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.scale: nn.Module = LogitScale()
 
     def group_support(self, support_features: Tensor, support_labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, S, D), (B, N) -> the videos a query is compared with (B, K, J, S, D) and which exist, bool (B, K, J)."""
-        return group_by_class(support_features, support_labels)
+        support, present = group_by_class(support_features, support_labels)
+        if not self.averages_shots:
+            return support, present
+        means = mean_over_shots(support, present[..., None, None], dim=2)
+        return rearrange(means, "b k s d -> b k 1 s d"), present.any(dim=-1, keepdim=True)
 
     def similarities(self, target: Tensor, support: Tensor) -> Tensor:
         """(B, Q, S, D), (B, K, J, S, D) -> the matrices that are reduced, (B, Q, K, J, L, M)."""
@@ -201,12 +211,53 @@ def matched_cells(similarities: Tensor) -> Tensor:
 class CNN_BiMHM(CNN_Similarity):
     """Bidirectional mean Hausdorff metric of HyRSM: minus the cosine distances of all steps to their best ones.
 
-    HyRSM (Wang et al., CVPR 2022), its matching alone.
+    HyRSM (Wang et al., CVPR 2022), its matching alone. As the head of D2ST-Adapter (ICCV 2025) it also classifies, in
+    training, the mean step of every clip among the training classes.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.scale = nn.Identity()  # sums of up to 2S distances have a range of their own
+        self.averages_shots = args.bimhm_shots == "mean_first"
+        self.aux_weight = args.bimhm_aux_weight
+        self.aux_classifier = build_aux_classifier(args, self.backbone.feature_dim, self.aux_weight)
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        group.add_argument(
+            "--bimhm_shots",
+            choices=["mean_distance", "mean_first"],
+            default="mean_distance",
+            help="compare with every shot and average the distances, or average the steps of a class's shots, as under "
+            "D2ST-Adapter; with one shot both are the same",
+        )
+        group.add_argument(
+            "--bimhm_aux_weight",
+            type=float,
+            least=0,
+            default=0.0,
+            help="weight of the loss of classifying the mean step of every clip of a training episode among the training "
+            "classes",
+        )
+
+    def similarities(self, target: Tensor, support: Tensor) -> Tensor:
+        return step_similarities(target, support, epsilon=1e-12)  # plain cosines, 0 of a step that is 0
 
     def video_similarity(self, similarities: Tensor) -> Tensor:
         return -hausdorff_distance(1 - similarities)
+
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
+        outputs = {"logits": super().classify(support_features, support_labels, target_features)}
+        if self.training and self.aux_classifier is not None:
+            clips = torch.cat([support_features, target_features], dim=1).mean(dim=2)
+            outputs["class_logits"] = self.aux_classifier(clips)
+        return outputs
+
+    def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
+        """Cross entropy of the queries, plus `--bimhm_aux_weight` times that of all clips among the training classes."""
+        labels = task_dict["target_labels"]
+        loss = self.query_loss(model_dict["logits"], labels)
+        if "class_logits" not in model_dict:
+            return loss
+        extra = self.aux_weight * training_class_loss(model_dict["class_logits"], task_dict)
+        return self.with_extra(loss, extra, labels)
