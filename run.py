@@ -167,7 +167,8 @@ class Learner(Training):
         """The base rate, lower at every milestone of --sch that has passed, after a rise over --warmup_tasks."""
         args = self.args
         if tasks_done < args.warmup_tasks:
-            return args.learning_rate * (tasks_done + 1) / args.warmup_tasks
+            risen = (tasks_done + 1) / args.warmup_tasks
+            return args.learning_rate * (args.warmup_from + (1 - args.warmup_from) * risen)
         passed = sum(tasks_done >= milestone for milestone in args.sch)
         return args.learning_rate * ([1.0, *args.lr_factors][passed] if args.lr_factors else 0.1**passed)
 

@@ -106,8 +106,12 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
         help="the learning rate after each of --sch, as a part of that at the start; unset: 0.1 0.01 ...",
     )  # fmt: skip
     group.add_argument(
-        "--warmup_tasks", type=int, default=0, least=0, help="in which the rate rises evenly from 0, task by task"
+        "--warmup_tasks", type=int, default=0, least=0, help="in which the rate rises evenly, task by task"
     )
+    group.add_argument(
+        "--warmup_from", type=float, default=0.0, least=0, below=1,
+        help="where the warm-up begins, as a part of the learning rate",
+    )  # fmt: skip
     group.add_argument(
         "--backbone_rate", type=float, default=1.0, above=0, help="factor on the learning rate of the backbone"
     )
@@ -234,6 +238,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(
             f"--lr_factors has {len(args.lr_factors)} numbers for {len(args.sch)} of --sch: give one for each"
         )
+    if args.warmup_from and not args.warmup_tasks:
+        raise UserError("--warmup_from has no effect without --warmup_tasks: leave it out")
     if args.no_norm_decay and not args.weight_decay:
         raise UserError("--no_norm_decay has no effect without --weight_decay: leave it out")
     if args.freeze_backbone and (args.train_layers or args.lora):

@@ -25,6 +25,7 @@ OPTIONS = [
     "otam --otam_shot_reduce feature",
     "pal --pal_prototype_loss sigmoid",
     "chamfer++ --chamfer_tuples 1",
+    "bimhm --bimhm_shots mean_first --bimhm_aux_weight 0.5",
     "hyrsm --hyrsm_shots mean_distance",
     "strm --strm_aux off",
     "clip_fsar --clip_fsar_merge after --clip_fsar_text 0.9",

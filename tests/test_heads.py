@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_heads import EXACT, SHOTS, STEPS, build, features, on_meta, stir
 from small_heads import outputs_of as classify
 from torch import Tensor
@@ -148,8 +149,8 @@ def test_otam_explains_a_clip_that_starts_later():
 @pytest.mark.parametrize("method", literal.REDUCTIONS)
 def test_similarity_methods_equal_their_reductions_written_out(method, labels):
     case = episode(labels)
-    scale = 1.0 if method == "bimhm" else 10.0
-    expected = scale * literal.similarity(*case, literal.REDUCTIONS[method])
+    scale, epsilon = (1.0, 0.0) if method == "bimhm" else (10.0, 0.01)
+    expected = scale * literal.similarity(*case, literal.REDUCTIONS[method], epsilon)
     torch.testing.assert_close(classify(build("--method", method), *case)["logits"], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -160,6 +161,25 @@ def test_linear_matching_weighs_cells_and_starts_as_the_mean(labels):
     head.weight.data = features(STEPS, STEPS)
     expected = 10 * literal.similarity(*case, lambda matrix: (matrix * head.weight).sum())
     torch.testing.assert_close(classify(head, *case)["logits"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bimhm_as_the_head_of_d2st_averages_shots_first_and_classifies_mean_steps():
+    labels = torch.tensor([0, 2, 1, 0, 2, 2, 0, 2])
+    support, labels, target = episode(labels)
+    head = build("--method", "bimhm", "--bimhm_shots", "mean_first", "--bimhm_aux_weight", "2.5", num_train_classes=5)
+    means = torch.stack([support[labels == label].mean(dim=0) for label in range(3)])
+    expected = literal.similarity(means, torch.arange(3), target, literal.bimhm, 0.0)
+    outputs = classify(head, support, labels, target)
+    assert outputs.keys() == {"logits"}
+    torch.testing.assert_close(outputs["logits"], expected, **EXACT)
+
+    real = torch.tensor([4, 0, 3])
+    queries = torch.arange(len(target)) % 3
+    task = {"target_labels": queries, "real_support_labels": real[labels], "real_target_labels": real[queries]}
+    classes = torch.stack([head.aux_classifier(clip.mean(dim=0)) for clip in [*support, *target]])
+    losses = F.cross_entropy(expected, queries), F.cross_entropy(classes, real[torch.cat([labels, queries])])
+    found = head.loss(task, classify(head.train(), support, labels, target))
+    torch.testing.assert_close(found, losses[0] + 2.5 * losses[1], **EXACT)
 
 
 @pytest.mark.parametrize("cardinality", [1, 2, 3, STEPS])

@@ -27,6 +27,7 @@ def learner(dataset: Path, folder: Path, *flags: Any) -> run.Learner:
         ("--sch 3 5", [1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("--lr_steps 3 5 --lr_factors 0.5 0.2", [1, 1, 1, 0.5, 0.5, 0.2, 0.2]),
         ("--warmup_tasks 4 --sch 5", [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1]),
+        ("--warmup_tasks 4 --warmup_from 0.2", [0.4, 0.6, 0.8, 1, 1, 1, 1]),
     ],
 )
 def test_the_rate_follows_tasks(flags: str, rates: list[float], dataset: Path, tmp_path: Path) -> None:
@@ -133,6 +134,7 @@ def test_a_loss_that_sees_frames_is_not_trained_on_features(dataset: Path, tmp_p
         ("--no_norm_decay", "no effect without --weight_decay"),
         ("--nesterov", "--nesterov is a kind of momentum"),
         ("--warmup_tasks -1", "--warmup_tasks is -1: expected 0 or more"),
+        ("--warmup_from 0.2", "--warmup_from has no effect without --warmup_tasks"),
         ("--backbone_rate 0", "--backbone_rate is 0.0: expected more than 0"),
         ("--backbone_rate 0.1 --freeze_backbone", "--backbone_rate has no effect"),
         ("--method otam --train_layers none", "nothing is left to train of --method otam"),

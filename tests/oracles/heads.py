@@ -23,9 +23,9 @@ def classes(videos: Tensor, labels: Tensor) -> list[Tensor]:
     return [videos[labels == label] for label in range(int(labels.max()) + 1)]
 
 
-def cosine_matrix(x: Tensor, y: Tensor) -> Tensor:
-    """(L, D), (M, D) -> (L, M), with 0.01 added to the product of the norms."""
-    rows = [torch.stack([row @ column / (row.norm() * column.norm() + 0.01) for column in y]) for row in x]
+def cosine_matrix(x: Tensor, y: Tensor, epsilon: float = 0.01) -> Tensor:
+    """(L, D), (M, D) -> (L, M), with `epsilon` added to the product of the norms."""
+    rows = [torch.stack([row @ column / (row.norm() * column.norm() + epsilon) for column in y]) for row in x]
     return torch.stack(rows)
 
 
@@ -94,11 +94,13 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def similarity(support: Tensor, labels: Tensor, target: Tensor, reduction: Callable[[Tensor], Tensor]) -> Tensor:
+def similarity(
+    support: Tensor, labels: Tensor, target: Tensor, reduction: Callable[[Tensor], Tensor], epsilon: float = 0.01
+) -> Tensor:
     """Mean over the shots of a class of the reduced cosine matrix, without a scale."""
     logits = [
         [
-            torch.stack([reduction(cosine_matrix(query, shot)) for shot in shots]).mean()
+            torch.stack([reduction(cosine_matrix(query, shot, epsilon)) for shot in shots]).mean()
             for shots in classes(support, labels)
         ]
         for query in target
