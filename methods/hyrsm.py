@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from methods.described import CNN_Described, build_aux_classifier, training_class_loss
@@ -237,7 +237,7 @@ class CNN_HyRSM(CNN_Described):
 
     def relate(self, items: Tensor, target: Tensor) -> tuple[ShiftedSteps, Tensor]:
         """Steps with what their clip sees of the task: items (B, I, S, D) as every query sees them, and (B, Q, S, D)."""
-        tokens = self.task_attention(*(reduce(steps, "b v s d -> b v d", "mean") for steps in (items, target)))
+        tokens = self.task_attention(items.mean(dim=2), target.mean(dim=2))
         shifts = self.fuse.of_tokens(tokens)  # (B, Q, I + 1, D)
         item_steps, query_steps = self.fuse.of_steps(torch.cat([items, target], dim=1)).split(
             [items.shape[1], target.shape[1]], dim=1
@@ -268,21 +268,28 @@ class CNN_HyRSM(CNN_Described):
         """ "logits" (B, Q, K) and, as of the similarity family with one or all shots J of a class,
 
         "similarities" (B, Q, K, J, S, S): cosines of a query's steps and a class's within the task; "cells": how often each
-        of them is the best of its row or column; "shot_similarities" (B, Q, K, J): minus the distances.
+        of them is the best of its row or column; "shot_similarities" (B, Q, K, J): minus the distances. "relation"
+        (B, Q, I + 1, I + 1): how much each item, and last the query, looks at each, mean over heads; "relation_classes" (B, I):
+        of the items.
         """
         support, target = self.described(support_features, target_features)
-        item_steps, query_steps = self.relate(self.items_of(support, support_labels), target)
+        items = self.items_of(support, support_labels)
+        item_steps, query_steps = self.relate(items, target)
         cosines = item_steps.cosines(query_steps)  # (B, Q, I, S, S)
         if self.shots == "mean_first":
             similarities = rearrange(cosines, "b q k l m -> b q k 1 l m")
+            item_classes = torch.arange(items.shape[1], device=items.device).expand(len(items), -1)
         else:
             grouped, _ = group_by_class(rearrange(cosines, "b q n l m -> b n q l m"), support_labels)
             similarities = rearrange(grouped, "b k j q l m -> b q k j l m")
+            item_classes = support_labels
         return {
             "logits": -self.over_shots(hausdorff_distance(1 - cosines), support_labels),
             "similarities": similarities,
             "cells": matched_cells(similarities),
             "shot_similarities": -hausdorff_distance(1 - similarities),
+            "relation": self.task_attention.weights(items.mean(dim=2), target.mean(dim=2)).mean(dim=1),
+            "relation_classes": item_classes,
         }
 
 

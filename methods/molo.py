@@ -215,18 +215,25 @@ class CNN_MoLo(CNN_Described):
         """ "logits" (B, Q, K) and of the steps alone, without motion, as of the similarity family, where J is 1:
 
         "similarities" (B, Q, K, J, S, S): cosines of a query's steps and the mean ones of a class; "cells": how often each of
-        them is the best of its row or column; "shot_similarities" (B, Q, K, J): minus the distances.
+        them is the best of its row or column; "shot_similarities" (B, Q, K, J): minus the distances. "target_motion"
+        (B, Q, S - 1, h, w) and "support_motion" (B, K, J, S - 1, h, w), with all shots: how large motion is between steps.
         """
         support, target = self.described(support_features, target_features)
         shots, present = group_by_class(support, support_labels)
         classes = mean_over_shots(shots, present[..., None, None], dim=2)
         steps = slice(1, self.num_steps + 1)  # behind their token
         similarities = rearrange(step_cosines(target[:, :, steps], classes[:, :, steps]), "b q k l m -> b q k 1 l m")
+        support_motion, target_motion = (
+            self.motion(maps.flatten(0, 1)).norm(dim=2).unflatten(0, maps.shape[:2])
+            for maps in (support_features, target_features)
+        )
         return {
             "logits": self.classify_described(support, support_labels, target)["logits"],
             "similarities": similarities,
             "cells": matched_cells(similarities),
             "shot_similarities": -hausdorff_distance(1 - similarities),
+            "target_motion": target_motion,
+            "support_motion": group_by_class(support_motion, support_labels)[0],
         }
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:

@@ -130,9 +130,7 @@ class CNN_STRM(CNN_Described):
 
     def describe(self, features: Tensor) -> Tensor:
         """Steps that are the mean of their enriched patches: maps (V, D, S, h, w) -> (V, S, D)."""
-        maps = rearrange(features, "v d s h w -> (v s) d h w")
-        patches = rearrange(F.adaptive_max_pool2d(maps, GRID), "(v s) d y x -> v s (y x) d", v=len(features))
-        return reduce(self.patches(patches), "v s p d -> v s d", "mean")
+        return reduce(self.patches(patches_of(features)), "v s p d -> v s d", "mean")
 
     def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Steps (B, N, S, D), labels (B, N), steps (B, Q, S, D) -> "logits" (B, Q, K), and the two they are the sum of."""
@@ -146,19 +144,30 @@ class CNN_STRM(CNN_Described):
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """ "logits" (B, Q, K), and as of TRX how much pairs of steps look at each other: "cardinalities" (B, 1), which is 2,
 
-        "tuples_2" (B, M, 2): the steps of pairs, from 0; "attention_2" (B, Q, K, M, J, M).
+        "tuples_2" (B, M, 2): the steps of pairs, from 0; "attention_2" (B, Q, K, M, J, M). "target_spatial" (B, Q, S, y, x) and
+        "support_spatial" (B, K, J, S, y, x): how much the patches of a step look at each of them, in the mean.
         """
         support, target = self.described(support_features, target_features)
         shots, present = group_by_class(self.frames(support), support_labels)
         encode = self.transformer.pe
         attention = self.transformer.attention(encode(shots), present, encode(self.frames(target)))
         batch = len(support)
+        support_looks, target_looks = (
+            self.looks(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]) for maps in (support_features, target_features)
+        )
         return {
             "logits": self.classify_described(support, support_labels, target)["logits"],
             "cardinalities": torch.full((batch, 1), 2),
             "tuples_2": torch.combinations(torch.arange(self.num_steps)).expand(batch, -1, -1),
             "attention_2": rearrange(attention, "b k q t j u -> b q k t j u"),
+            "target_spatial": target_looks,
+            "support_spatial": group_by_class(support_looks, support_labels)[0],
         }
+
+    def looks(self, maps: Tensor) -> Tensor:
+        """How much the patches of a step look at each of them, in the mean: maps (V, D, S, h, w) -> (V, S, y, x)."""
+        attention = self.patches.attention(self.patches.encoding(patches_of(maps)))
+        return rearrange(attention.mean(dim=-2), "v s (y x) -> v s y x", y=GRID)
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
         """Cross entropy of TRX's logits, plus `--strm_aux_weight` times that of the score of near pairs."""
@@ -167,3 +176,9 @@ class CNN_STRM(CNN_Described):
             return self.query_loss(model_dict["logits"], labels)
         losses = (self.query_loss(model_dict[name], labels) for name in ("relations", "nearness"))
         return next(losses) + self.aux_weight * next(losses)
+
+
+def patches_of(maps: Tensor) -> Tensor:
+    """The largest value of each channel in each of 4 x 4 windows of a step: (V, D, S, h, w) -> (V, S, P, D)."""
+    pooled = F.adaptive_max_pool2d(rearrange(maps, "v d s h w -> (v s) d h w"), GRID)
+    return rearrange(pooled, "(v s) d y x -> v s (y x) d", v=len(maps))

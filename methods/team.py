@@ -55,13 +55,17 @@ class PatternTokens(nn.Module):
         """The patterns themselves, (R, D). The bias of the first map is theirs."""
         return Halfway(self.patterns, self.first(self.patterns))
 
+    def seen(self, clips: Tensor) -> Tensor:
+        """What patterns see of clips, their steps normalised: (..., S, D) -> (..., S, D)."""
+        return self.norm(self.encoding(clips))
+
     def attention(self, steps: Tensor) -> Tensor:
-        """How much each pattern looks at each normalised step: (..., S, D) -> (..., R, S)."""
+        """How much each pattern looks at each of the steps that it sees: (..., S, D) -> (..., R, S)."""
         return (self.norm(self.patterns) @ steps.mT / self.temperature).softmax(dim=-1)
 
     def find(self, clips: Tensor) -> Halfway:
         """What each pattern finds in clips: (B, V, S, D) -> (B, V, R, D)."""
-        steps = self.norm(self.encoding(clips))
+        steps = self.seen(clips)
         attention = self.weight_dropout(self.attention(steps))
         found = self.dropout(attention @ steps)
         if self.training:  # dropout stands between the two maps
@@ -123,9 +127,19 @@ class CNN_TEAM(CNN_FSHead):
         return reduce(self.tokens.refine(patterns.plus(moved, sign)), "b (k j) r d -> b k r d", "mean", k=way)
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
-        """ "logits" (B, Q, K), and "shot_logits" (B, Q, K, J): what they would be were every support video a class."""
+        """ "logits" (B, Q, K), and "shot_logits" (B, Q, K, J): what they would be were every support video a class.
+
+        "target_tokens" (B, Q, R, S): how much each pattern looks at each step of a query; "support_tokens" (B, K, J, R, S): of
+        a support video, as if it were its class.
+        """
         episode = support_features, support_labels, target_features
-        return {"logits": self.classify(*episode)["logits"], "shot_logits": self.shot_logits(*episode)}
+        support, target = (self.tokens.attention(self.tokens.seen(clips)) for clips in episode[::2])
+        return {
+            "logits": self.classify(*episode)["logits"],
+            "shot_logits": self.shot_logits(*episode),
+            "target_tokens": target,
+            "support_tokens": group_by_class(support, support_labels)[0],
+        }
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the queries by their instance tokens, plus that by their exclusive ones."""

@@ -85,7 +85,7 @@ def draw_veil(axes: Axes, attention: np.ndarray, frames: int, size: tuple[int, i
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    shade = LinearSegmentedColormap.from_list("shade", [(0.08, 0.11, 0.24, 0.82), (1, 0.75, 0.2, 0.18)])
+    shade = LinearSegmentedColormap.from_list("shade", [(0.08, 0.11, 0.24, 0.85), (0.08, 0.11, 0.24, 0)])
     scaled = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-9)
     steps = evenly(frames, count) * len(attention) // frames
     veil = np.stack([shade(enlarged(scaled[step], size)) for step in steps])

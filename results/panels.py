@@ -11,12 +11,16 @@ that draws them, so that a new method gets its panel by an `explain` and one ent
   "shot_logits" (Q, K, J)              by each support video alone, beside "logits" (Q, K)
   "text_logits" (Q, K)                 by the names of classes alone, with "text_similarities" (Q, S, K) of steps and names
   "target_attention" (Q, K, J)         of queries at support videos, with "support_attention" (K, J, K, J) of those
+  "relation" (Q, I + 1, I + 1)         of the items of the support, and last the query, at each other; items are classes or
+                                       support videos, with "relation_classes" (I,)
+  "target_tokens" (Q, R, S)            of pattern tokens at steps, with "support_tokens" (K, J, R, S)
   "target_saliency" (Q, S, H)          how steps are shared out to slots, with "support_saliency" (K, J, S, H)
   "target_spatial" (Q, S, h, w)        attention, with "support_spatial" (K, J, S, h, w)
   "target_temporal" (Q, S)             attention, with "support_temporal" (K, J, S)
+  "target_motion" (Q, S - 1, h, w)     how large it is between steps, with "support_motion" (K, J, S - 1, h, w)
 
-Letters: K way, J shots of a class, Q queries, T frames, S feature steps, H slots, h w cells of a feature map, W tuple
-cardinality, M tuples of a video, L and M steps (or tuples) of a query and of a support video.
+Letters: K way, J shots of a class, I items of the support, Q queries, T frames, S feature steps, H slots, R tokens, h w cells
+of a feature map, W tuple cardinality, M tuples of a video, L and M steps (or tuples) of a query and of a support video.
 """
 
 from __future__ import annotations
@@ -125,8 +129,10 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
     low, high = (extreme([matrices[place] for place in chosen]) for extreme in (np.min, np.max))
 
     rows = matrices.shape[-2] if of_steps else 16
+    has_strips = of_steps and not one_prototype
+    height_ratios = [1 if has_strips else 0.01, rows]
     grid = panel.subplots(
-        2, len(chosen) + 1, width_ratios=[1, *[rows] * len(chosen)], height_ratios=[1, rows], squeeze=False
+        2, len(chosen) + 1, width_ratios=[1, *[rows] * len(chosen)], height_ratios=height_ratios, squeeze=False
     )
     for axes in grid.flat:
         bare(axes)
@@ -139,7 +145,7 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
             f"{in_columns(episode.classes[k], len(chosen) + 1)}\n{100 * episode.probabilities[query, k]:.0f} %, {shot}"
         )
         above.set_title(title, fontsize=9, color=episode.colours[k])
-        if of_steps and not one_prototype:
+        if has_strips:
             strip = film_strip(thinned(episode.support[k][j], matrices.shape[-1]), gap=0)
             above.imshow(strip, aspect="auto", extent=(-0.5, matrices.shape[-1] - 0.5, 1, 0))
         image = axes.imshow(matrices[k, j], cmap=blues(), vmin=low, vmax=high, aspect="auto", interpolation="nearest")
@@ -337,6 +343,61 @@ def draw_video_attention(panel: SubFigure, episode: Episode, query: int) -> None
     draw_scale(panel, image, [axes], "share of attention")
 
 
+MOST_WRITTEN = 12  # rows of a matrix whose cells have room for their numbers
+
+
+def draw_relation(panel: SubFigure, episode: Episode, query: int) -> None:
+    """How much each item of the support and the query (down) look at each (across), beside a frame of each."""
+    relation, classes = episode.explanation["relation"][query], episode.explanation["relation_classes"].astype(int)
+    order = np.argsort(classes, kind="stable")
+    with_query = [*order, len(order)]
+    relation, items = relation[with_query][:, with_query], classes[order].tolist()
+    are_means = len(items) < sum(map(len, episode.support))
+    kind = "classes (means of their shots)" if are_means else "support videos"
+    heading(
+        panel, f"Relation of clips: how much {kind} and query {query} (down) look at each other (across), in percent"
+    )
+    count = len(items) + 1
+    shots = [0 if are_means else items[:place].count(k) for place, k in enumerate(items)]
+    clips = [episode.support[k][j] for k, j in zip(items, shots, strict=True)] + [episode.target[query]]
+    colours = [*(episode.colours[k] for k in items), LIGHT["ink"]]
+    left, right = panel.subfigures(1, 2, width_ratios=[1, 1.25])
+
+    grid = left.subplots(
+        2, 2, width_ratios=[1, count], height_ratios=[1, count], gridspec_kw={"wspace": 0, "hspace": 0}
+    )
+    for axes in grid.flat:
+        bare(axes)
+    thumbnails = np.stack([clip[len(clip) // 2] for clip in clips])
+    grid[0, 1].imshow(np.concatenate(thumbnails, axis=1), aspect="auto", extent=(0, count, 1, 0))
+    grid[1, 0].imshow(np.concatenate(thumbnails, axis=0), aspect="auto", extent=(0, 1, count, 0))
+    axes = grid[1, 1]
+    image = axes.imshow(
+        relation, cmap=blues(), vmin=0, aspect="auto", interpolation="nearest", extent=(0, count, count, 0)
+    )
+    for place, colour in enumerate(colours):
+        grid[0, 1].barh(1, 1, 0.12, place, color=colour)
+        grid[1, 0].bar(1, 1, 0.12, place, color=colour)
+    if count <= MOST_WRITTEN:
+        for (row, column), share in np.ndenumerate(relation):
+            colour = LIGHT["paper" if share > 0.6 * relation.max() else "ink"]
+            axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    else:
+        draw_scale(left, image, [axes], "share of attention")
+
+    bars = right.subplots()
+    bars.barh(range(count), relation[-1], color=colours)
+    names = [f"{episode.classes[k]}{'' if are_means else f', shot {j + 1}'}" for k, j in zip(items, shots, strict=True)]
+    bars.set_yticks(range(count), [*(wrapped(readable(name), 30, 1) for name in names), "itself"], fontsize=8)
+    for label, colour in zip(bars.get_yticklabels(), colours, strict=True):
+        label.set_color(colour)
+    bars.axvline(1 / count, color=LIGHT["quiet"], linewidth=1, linestyle=":")
+    bars.xaxis.set_major_formatter(percent)
+    bars.grid(axis="x")
+    bars.set(ylim=(count - 0.4, -0.6))
+    bars.set_title(f"Share of query {query}'s attention; dotted: an equal share")
+
+
 def draw_shares(axes: Axes, episode: Episode, values: np.ndarray) -> None:
     """Shares (K, J) of the support videos as bars, a row for each class; hatched where a video shows another one."""
     height = 0.8 / episode.shots
@@ -426,11 +487,11 @@ def draw_looks(panel: SubFigure, episode: Episode, query: int) -> None:
             bars.set_axis_off()
 
 
-def draw_steps(axes: Axes, values: np.ndarray, colour: str) -> None:
-    """Attention (S,) per step, as bars from 0 to 1."""
+def draw_steps(axes: Axes, values: np.ndarray, colour: str, first: int = 1) -> None:
+    """Numbers (S,) of steps, as bars from 0 to 1. first: the number of the first step."""
     axes.bar(range(len(values)), values, width=0.85, color=colour)
     axes.set(ylim=(0, 1), yticks=[0, 1], xlim=(-0.6, len(values) - 0.4))
-    axes.set_xticks([0, len(values) - 1], ["1", str(len(values))])
+    axes.set_xticks([0, len(values) - 1], [str(first), str(first + len(values) - 1)])
     axes.tick_params(labelsize=7)
 
 
@@ -446,6 +507,41 @@ def draw_saliency(panel: SubFigure, episode: Episode, query: int) -> None:
         image = axes.imshow(values, cmap=blues(), vmin=0, vmax=np.max(shares), aspect="auto", interpolation="nearest")
         bare(axes)
     draw_scale(panel, image, [axes for _, axes in pairs], "share of a step")
+
+
+def draw_tokens(panel: SubFigure, episode: Episode, query: int) -> None:
+    """How much each pattern token looks at each step, in the order in which tokens look at the query."""
+    heading(
+        panel,
+        f"Query {query} and the nearest shot of each class: how much pattern tokens (down) look at steps (across), in the "
+        "order of the query",
+    )
+    rows = rows_of(episode, query)
+    looks = [row.of(episode, "tokens") for row in rows]  # (R, S) each
+    order = np.argsort(looks[0] @ np.arange(looks[0].shape[-1]), kind="stable")
+    pairs = grid_of_rows(panel, rows)
+    for (_, axes), values in zip(pairs, looks, strict=True):
+        image = axes.imshow(
+            values[order], cmap=blues(), vmin=0, vmax=np.max(looks), aspect="auto", interpolation="nearest"
+        )
+        bare(axes)
+    draw_scale(panel, image, [axes for _, axes in pairs], "share of a token")
+
+
+def draw_motion(panel: SubFigure, episode: Episode, query: int) -> None:
+    """The frames after each step but the first, light where motion is large; its mean over a frame as bars."""
+    heading(
+        panel,
+        f"Query {query} and a support video of each class: motion from the step before (small where it is dark), and its "
+        "mean over the frame",
+    )
+    rows = rows_of(episode, query)
+    maps = [row.of(episode, "motion") for row in rows]  # (S - 1, h, w) each
+    means = [values.mean(axis=(1, 2)) for values in maps]
+    rows = [row._replace(frames=row.frames[len(row.frames) // (len(maps[0]) + 1) :]) for row in rows]
+    for (strip, bars), row, values, mean in zip(grid_of_rows(panel, rows), rows, maps, means, strict=True):
+        draw_veil(strip, values, len(row.frames), row.frames.shape[1:3], ROW_FRAMES)
+        draw_steps(bars, mean / np.max(means), SERIES[0] if row.part == "target" else row.colour, first=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -493,6 +589,9 @@ PANELS: dict[str, Panel] = {
     "shot_logits": Panel(draw_shot_logits, height_of_classes),
     "text_logits": Panel(draw_text_scores, lambda episode: max(3.0, height_of_classes(episode))),
     "target_attention": Panel(draw_video_attention, lambda episode: max(3.2, height_of_classes(episode))),
+    "relation": Panel(draw_relation, lambda episode: 4.5),
+    "target_tokens": Panel(draw_tokens, height_of_rows),
     "target_saliency": Panel(draw_saliency, height_of_rows),
     **dict.fromkeys(("target_spatial", "target_temporal"), Panel(draw_looks, height_of_rows)),
+    "target_motion": Panel(draw_motion, height_of_rows),
 }

@@ -159,3 +159,20 @@ def test_hyrsm_explains_logits_by_the_best_cells_of_each_shot(shots):
     torch.testing.assert_close(shown["shot_similarities"].mean(dim=-1), shown["logits"], **EXACT)
     by_cells = -(shown["cells"] * (1 - shown["similarities"])).sum(dim=(-2, -1))
     torch.testing.assert_close(by_cells, shown["shot_similarities"], **EXACT)
+
+    def encoded(clips: Tensor) -> Tensor:
+        return literal.encode(head.encoding, head.step_attention, clips)
+
+    items, classes = encoded(support), labels
+    if shots == "mean_first":
+        classes = torch.arange(3)
+        items = torch.stack([items[labels == k].mean(dim=0) for k in classes])
+    assert torch.equal(shown["relation_classes"], classes)
+    attention = head.task_attention
+    for query, relation in zip(encoded(target), shown["relation"], strict=True):
+        tokens = torch.cat([items, query[None]]).mean(dim=1)
+        looking, seen = (
+            (tokens @ linear.weight.T).chunk(8, dim=1) for linear in (attention.q_linear, attention.k_linear)
+        )
+        heads = [(q @ k.T / q.shape[1] ** 0.5).softmax(dim=1) for q, k in zip(looking, seen, strict=True)]
+        torch.testing.assert_close(relation, torch.stack(heads).mean(dim=0), **EXACT)

@@ -143,3 +143,9 @@ def test_molo_explains_the_logits_that_steps_alone_would_give():
     shown = {name: value[0] for name, value in head.explain(support[None], labels[None], target[None]).items()}
     assert shown["similarities"].shape == (3, 3, 1, STEPS, STEPS)
     torch.testing.assert_close(shown["shot_similarities"][..., 0], shown["logits"], **EXACT)
+    for found, clip in (
+        (shown["target_motion"][1], target[1]),
+        (shown["support_motion"][2, 3], support[labels == 2][3]),
+    ):
+        expected = literal.motion_maps(head, clip).square().sum(dim=1).sqrt()
+        torch.testing.assert_close(found, expected, **EXACT)

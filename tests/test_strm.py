@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model import CNN_FSHead
 from tests.oracles import strm as literal
+from tests.oracles.trx_tsn import positional_encoding
 from utils import UserError
 
 WIDTH = 16
@@ -94,3 +95,9 @@ def test_strm_explains_by_the_pairs_that_pairs_of_a_query_look_at():
     looks = shown["attention_2"].sum(dim=(-2, -1))  # (Q, K, M)
     torch.testing.assert_close(looks, torch.ones_like(looks))
     torch.testing.assert_close(shown["logits"], outputs_of(head, support, labels, target)["logits"], **EXACT)
+    patches = literal.patches_of(support[labels == 2][3][:, 1])  # of the second step of the fourth shot
+    patches = patches + positional_encoding(*patches.shape).to(patches)
+    looks = head.patches.q_linear(patches) @ head.patches.k_linear(patches).T
+    expected = torch.stack([row.softmax(dim=0) for row in looks]).mean(dim=0).reshape(4, 4)
+    torch.testing.assert_close(shown["support_spatial"][2, 3, 1], expected, **EXACT)
+    assert shown["target_spatial"].shape == (len(target), STEPS, 4, 4)

@@ -70,3 +70,16 @@ def test_team_has_the_parameters_of_the_release(flags, expected):
 def test_one_class_alone_is_refused():
     with pytest.raises(ValueError, match="expected 2 classes or more, found 1"):
         outputs_of(head_of(), *episode(torch.tensor([0, 0])))
+
+
+def test_team_explains_where_its_patterns_look():
+    head, (support, labels, target) = head_of(), episode(SHOTS["unequal"])
+    shown = {name: value[0] for name, value in head.explain(support[None], labels[None], target[None]).items()}
+    tokens = head.tokens
+    for looks, clip in (
+        (shown["target_tokens"][1], target[1]),
+        (shown["support_tokens"][2, 3], support[labels == 2][3]),
+    ):
+        assert looks.shape == (5, STEPS)
+        found = looks @ tokens.norm(tokens.encoding(clip))  # what they find is all that is compared
+        torch.testing.assert_close(found, literal.found_in(tokens, clip), **EXACT)
