@@ -47,8 +47,8 @@ def save_picture(figure: Figure, path: Path) -> None:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=160)
 
 
-def heading(panel: SubFigure, text: str) -> None:
-    """The line above a panel."""
+def heading(panel: Figure | SubFigure, text: str) -> None:
+    """The line above a panel or a picture."""
     panel.suptitle(text, x=0.008, ha="left", fontsize=12, fontweight="bold")
 
 

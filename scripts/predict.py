@@ -37,10 +37,11 @@ from engine.class_text import add_text_flags, text_of_episode
 from engine.command_line import Parser, arguments, check_output, exit_code
 from methods.checkpoints import add_library_flags, load_head
 from model import CNN_FSHead
-from results.drawing import class_colour, draw_probabilities, draw_strip, save_picture, wrapped
-from results.style import house_style
+from results.drawing import class_colour, draw_probabilities, draw_strip, heading, save_picture, wrapped
+from results.marks import after, marks, origin
+from results.style import LIGHT, house_style
 from results.terminal import terminal_table
-from utils import UserError, atomic_write, print_note, printable, write_json
+from utils import UserError, atomic_write, load_checkpoint, print_note, printable, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -153,14 +154,21 @@ def bar(share: float, width: int = 20) -> str:
 
 
 def draw_answers(
-    names: Sequence[str], actions: Sequence[str], clips: Sequence[Tensor], answers: np.ndarray, path: Path
+    names: Sequence[str],
+    actions: Sequence[str],
+    clips: Sequence[Tensor],
+    answers: np.ndarray,
+    path: Path,
+    *,
+    answered_by: str,
 ) -> None:
     """Each query as a film strip of what the model saw, with its probabilities beside it."""
     from matplotlib.figure import Figure
 
     height = max(1.25, 0.34 * len(actions))
     with house_style():
-        figure = Figure((13, (height + 0.3) * len(clips)), layout="constrained")
+        figure = Figure((13, (height + 0.3) * len(clips) + 0.3), layout="constrained")
+        heading(figure, f"Answers of {answered_by}")
         rows = figure.subplots(len(clips), 2, width_ratios=[8, 4], squeeze=False)
         for (left, right), name, clip, row in zip(rows, names, clips, answers, strict=True):
             draw_strip(left, clip.permute(0, 2, 3, 1).numpy())
@@ -180,8 +188,10 @@ def film_frames(source: FrameSource, background: Image.Image, count: int) -> Ite
             yield film
 
 
-def film_background(name: str, actions: Sequence[str], answer: np.ndarray, top: int) -> Image.Image:
-    """The video's name and its likeliest actions, with room for the video at the left."""
+def film_background(
+    name: str, actions: Sequence[str], answer: np.ndarray, top: int, *, answered_by: str
+) -> Image.Image:
+    """The video's name, its likeliest actions and who says so, with room for the video at the left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,7 +202,9 @@ def film_background(name: str, actions: Sequence[str], answer: np.ndarray, top: 
         height = min(0.8, 0.15 * len(order))
         axes = figure.add_axes((left, 0.86 - height, 0.99 - left, height))
         draw_probabilities(axes, [actions[k] for k in order], answer[order], colours=[class_colour(k) for k in order])
-        figure.text((FRAME_BOX[0] + 30) / FILM_SIZE[0], 0.9, wrapped(name, 44, 1), fontweight="bold")
+        beside = (FRAME_BOX[0] + 30) / FILM_SIZE[0]
+        figure.text(beside, 0.9, wrapped(name, 44, 1), fontweight="bold")
+        figure.text(beside, 0.015, wrapped(answered_by, 58, 1), color=LIGHT["quiet"], fontsize=7)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -276,11 +288,14 @@ def predict(args: argparse.Namespace) -> None:
     answers = probabilities(model, spec, support, labels, queries, text)
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))
-    print(f"{settings.method} on {settings.backbone}; examples: {examples}\n")
+    worth = marks(origin(load_checkpoint(args.checkpoint)))
+    answered_by = after(f"{settings.method} on {settings.backbone}", worth)
+    print(f"{answered_by}; examples: {examples}\n")
     print(answers_table(names, actions.names, answers, args.top))
     if args.json is not None:
         write_json(args.json, {
             "checkpoint": str(args.checkpoint),
+            "marks": worth,
             "examples": dict(zip(actions.names, actions.shots, strict=True)),
             "queries": [
                 {
@@ -293,9 +308,9 @@ def predict(args: argparse.Namespace) -> None:
         })  # fmt: skip
     if args.picture is not None:
         if args.picture.suffix.lower() == ".png":
-            draw_answers(names, actions.names, queries, answers, args.picture)
+            draw_answers(names, actions.names, queries, answers, args.picture, answered_by=answered_by)
         else:
-            background = film_background(names[0], actions.names, answers[0], args.top)
+            background = film_background(names[0], actions.names, answers[0], args.top, answered_by=answered_by)
             write_film(args.picture, sources[0][1], background)
         print(f"\nwrote {args.picture}")
     if bad:

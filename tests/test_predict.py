@@ -158,7 +158,27 @@ def test_picture_has_a_strip_for_every_query(
         script("--checkpoint", checkpoint, "--support", support, "--query", *queries[:count], "--picture", path)
         with Image.open(path) as image:
             heights.append(image.height)
-    assert heights[1] == 3 * heights[0]
+    line = 48  # pixels of the heading
+    assert heights[1] - line == 3 * (heights[0] - line)
+
+
+def test_answers_say_what_they_are_worth(
+    script: Script, checkpoint: Path, support: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    for name in ("heading", "wrapped"):  # above a picture, and below a film
+        draw = getattr(predict, name)
+        monkeypatch.setattr(predict, name, lambda *words, draw=draw: (written.extend(words), draw(*words))[1])
+    query = next((support / LABELS[0]).iterdir())
+    for picture in ("answer.png", "answer.gif"):
+        flags = ["--query", query, "--json", tmp_path / "answer.json", "--picture", tmp_path / picture]
+        out = script("--checkpoint", checkpoint, "--support", support, *flags)
+        assert "tsn on conv4 (untrained); examples" in out
+    assert json.loads((tmp_path / "answer.json").read_text())["marks"] == ["untrained"]
+    assert [words for words in written if "conv4" in str(words)] == [
+        "Answers of tsn on conv4 (untrained)",
+        "tsn on conv4 (untrained)",
+    ]
 
 
 def test_a_folder_of_frames_lasts_as_its_frames_at_12_a_second(tmp_path: Path) -> None:
