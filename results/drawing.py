@@ -78,17 +78,19 @@ def draw_strip(axes: Axes, frames: np.ndarray, colour: str | None = None) -> Non
         axes.spines["left"].set(visible=True, color=colour, linewidth=4, position=("outward", 4))
 
 
-def draw_veil(axes: Axes, attention: np.ndarray, frames: int, size: tuple[int, int], count: int) -> None:
+def draw_veil(axes: Axes, attention: np.ndarray, frames: int, size: tuple[int, ...], count: int) -> None:
     """Darkens a strip of `count` of `frames` frames where attention is low.
 
-    attention (S, h, w): of the steps of the clip, each of which covers frames / S frames. size: H and W of a frame.
+    attention (S, h, w): of the steps of the clip, each of which covers frames / S frames; a tenth of its cells is all dark, a
+    tenth all light, so that a lone peak does not leave the others in the dark. size: H and W of a frame.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    shade = LinearSegmentedColormap.from_list("shade", [(0.08, 0.11, 0.24, 0.85), (0.08, 0.11, 0.24, 0)])
-    scaled = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-9)
+    shade = LinearSegmentedColormap.from_list("shade", [(0.08, 0.11, 0.24, 0.8), (0.08, 0.11, 0.24, 0)])
+    low, high = np.quantile(attention, [0.1, 0.9])
+    scaled = np.clip((attention - low) / max(high - low, 1e-9), 0, 1)
     steps = evenly(frames, count) * len(attention) // frames
-    veil = np.stack([shade(enlarged(scaled[step], size)) for step in steps])
+    veil = np.stack([shade(enlarged(scaled[step], (size[0], size[1]))) for step in steps])
     axes.imshow(film_strip(veil, fill=0), interpolation="antialiased")
 
 

@@ -464,10 +464,27 @@ def grid_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[tuple[Axes,
     """The axes of film strips, which are drawn, and beside each those for what was made of it."""
     grid = panel.subplots(len(rows), 3, squeeze=False, width_ratios=[1.15, 6, 3])
     for (label, strip, _), row in zip(grid, rows, strict=True):
-        bare(label)
-        label.text(1, 0.5, row.label, ha="right", va="center", fontsize=8, color=row.colour)
-        draw_strip(strip, thinned(row.frames, ROW_FRAMES))
+        draw_row(label, strip, row)
     return [(strip, beside) for _, strip, beside in grid]
+
+
+def columns_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[Axes]:
+    """The axes of film strips, which are drawn, in two columns."""
+    count = -(-len(rows) // 2)
+    halves = [half.subplots(count, 2, squeeze=False, width_ratios=[1.15, 6]) for half in panel.subfigures(1, 2)]
+    places = [place for half in halves for place in half]
+    for label, strip in places[len(rows) :]:
+        bare(label)
+        bare(strip)
+    for (label, strip), row in zip(places, rows, strict=False):
+        draw_row(label, strip, row)
+    return [strip for _, strip in places[: len(rows)]]
+
+
+def draw_row(label: Axes, strip: Axes, row: VideoRow) -> None:
+    bare(label)
+    label.text(1, 0.5, row.label, ha="right", va="center", fontsize=8, color=row.colour)
+    draw_strip(strip, thinned(row.frames, ROW_FRAMES))
 
 
 def draw_looks(panel: SubFigure, episode: Episode, query: int) -> None:
@@ -477,14 +494,24 @@ def draw_looks(panel: SubFigure, episode: Episode, query: int) -> None:
     shown = " and ".join(meaning[name] for name in seen)
     heading(panel, f"Query {query} and a support video of each class: {shown}")
     rows = rows_of(episode, query)
-    for (strip, bars), row in zip(grid_of_rows(panel, rows), rows, strict=True):
-        if "spatial" in seen:
-            frames, height, width = row.frames.shape[:3]
-            draw_veil(strip, row.of(episode, "spatial"), frames, (height, width), ROW_FRAMES)
-        if "temporal" in seen:
+    if "temporal" in seen:
+        pairs = grid_of_rows(panel, rows)
+        strips = [strip for strip, _ in pairs]
+        for (_, bars), row in zip(pairs, rows, strict=True):
             draw_steps(bars, row.of(episode, "temporal"), SERIES[0] if row.part == "target" else row.colour)
-        else:
-            bars.set_axis_off()
+    else:
+        strips = columns_of_rows(panel, rows)
+    if "spatial" in seen:
+        for strip, row in zip(strips, rows, strict=True):
+            draw_veil(strip, row.of(episode, "spatial"), len(row.frames), row.frames.shape[1:3], ROW_FRAMES)
+
+
+def height_of_looks(episode: Episode) -> float:
+    """In two columns where nothing stands beside the strips."""
+    if "target_temporal" in episode.explanation:
+        return height_of_rows(episode)
+    rows = 1 + min(MOST_CLASSES, len(episode.classes))
+    return 0.5 + 0.85 * -(-rows // 2)
 
 
 def draw_steps(axes: Axes, values: np.ndarray, colour: str, first: int = 1) -> None:
@@ -513,8 +540,8 @@ def draw_tokens(panel: SubFigure, episode: Episode, query: int) -> None:
     """How much each pattern token looks at each step, in the order in which tokens look at the query."""
     heading(
         panel,
-        f"Query {query} and the nearest shot of each class: how much pattern tokens (down) look at steps (across), in the "
-        "order of the query",
+        f"Query {query} and the nearest shot of each class: which steps (across) pattern tokens look at (down, in "
+        "the order of the query)",
     )
     rows = rows_of(episode, query)
     looks = [row.of(episode, "tokens") for row in rows]  # (R, S) each
@@ -592,6 +619,6 @@ PANELS: dict[str, Panel] = {
     "relation": Panel(draw_relation, lambda episode: 4.5),
     "target_tokens": Panel(draw_tokens, height_of_rows),
     "target_saliency": Panel(draw_saliency, height_of_rows),
-    **dict.fromkeys(("target_spatial", "target_temporal"), Panel(draw_looks, height_of_rows)),
+    **dict.fromkeys(("target_spatial", "target_temporal"), Panel(draw_looks, height_of_looks)),
     "target_motion": Panel(draw_motion, height_of_rows),
 }

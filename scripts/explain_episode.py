@@ -8,9 +8,9 @@
 Support and query clips are film strips with their class's colour, then come probabilities with right and wrong marked, and
 what the method compared for one query: TRX's strongest tuple matches, OTAM's alignments, the similarity matrices of the
 matching methods with the cells that made the score, the shot weights and both scores of dual prototypes, TSN's and CMN's
-logits by each support video, PAL's attention over the support, CMN's saliency slots, where ARN looks, CLIP-FSAR's scores by
-class names. --gif writes the query as a film instead, or with -o beside the picture: in a green frame where the answer is
-right, in a red one where it is wrong.
+logits by each support video, CLIP-FSAR's scores by class names, PAL's attention over the support, HyRSM's relation of clips,
+CMN's saliency slots, where TEAM's tokens look in time, ARN and STRM's patches in a frame, MoLo's motion. --gif writes the query
+as a film instead, or with -o beside the picture: in a green frame where the answer is right, in a red one where it is wrong.
 """
 
 from __future__ import annotations
