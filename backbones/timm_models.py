@@ -239,7 +239,7 @@ def activation_of(name: str) -> Activation:
 def saved_activation(settings: dict[str, Any]) -> Activation:
     """That of the backbone in a checkpoint of this library; "" for any other file."""
     options = settings.get("backbone_options") or {}
-    backbone = str(settings.get("backbone"))
+    backbone = str(settings.get("backbone")).removeprefix("d2st_")  # which is that network with adapters
     name, _ = SHORT.get(backbone, (backbone, None))
     return options.get("activation") or activation_of(name)
 

@@ -203,3 +203,5 @@ def test_a_run_trains_adapters_alone_and_resumes_to_the_bit(small: None, dataset
     assert quietly(["-c", stopped, "-r", "--num_workers", 0]) == 0
     for name in (LATEST, BEST, FINAL):
         assert learnt(stopped / name) == learnt(whole / name)
+    again = built(pretrained=str(whole / FINAL))  # as the backbone of another run
+    assert all(torch.equal(tensor, after[f"backbone.{name}"]) for name, tensor in again.state_dict().items())
