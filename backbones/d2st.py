@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from backbones.backbone import Added, FrameBackbone, Temporal
+from backbones.backbone import Added, FrameBackbone, FrameNet, Temporal
 from backbones.layers3d import Conv3d
 from backbones.resnet2d import resnet
 from backbones.timm_models import ImageModel, timm_model
@@ -257,6 +257,7 @@ def resnet50(*, seq_len: int) -> D2STResNet:
     """ResNet-50 with adapters, for clips of `seq_len` frames, a multiple of 4."""
     plain = resnet(50, seq_len=check_frames(seq_len))
     net, size = plain.net, plain.input_spec.size
+    assert isinstance(net, FrameNet)
     net.requires_grad_(False)
     for number, windows in enumerate(OF_STAGES, start=1):
         width, side = 128 * 2**number, size // 2 ** (number + 1)

@@ -74,7 +74,7 @@ class CNN_Similarity(CNN_FSHead):
         """Matrices (B, Q, K, J, L, M) and which shots exist, bool (B, K, J) -> (B, Q, K)."""
         return mean_over_shots(self.video_similarity(similarities), present[:, None], dim=-1)
 
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
+    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Any:
         support, present = self.group_support(support_features, support_labels)
         return self.scale(self.class_similarity(self.similarities(target_features, support), present))
 

@@ -361,7 +361,7 @@ def draw_relation(panel: SubFigure, episode: Episode, query: int) -> None:
     shots = [0 if are_means else items[:place].count(k) for place, k in enumerate(items)]
     clips = [episode.support[k][j] for k, j in zip(items, shots, strict=True)] + [episode.target[query]]
     colours = [*(episode.colours[k] for k in items), LIGHT["ink"]]
-    left, right = panel.subfigures(1, 2, width_ratios=[1, 1.25])
+    left, right = panel.subfigures(1, 2, width_ratios=[1, 1.25], squeeze=False)[0]
 
     grid = left.subplots(
         2, 2, width_ratios=[1, count], height_ratios=[1, count], gridspec_kw={"wspace": 0, "hspace": 0}
@@ -471,8 +471,8 @@ def grid_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[tuple[Axes,
 def columns_of_rows(panel: SubFigure, rows: Sequence[VideoRow]) -> list[Axes]:
     """The axes of film strips, which are drawn, in two columns."""
     count = -(-len(rows) // 2)
-    halves = [half.subplots(count, 2, squeeze=False, width_ratios=[1.15, 6]) for half in panel.subfigures(1, 2)]
-    places = [place for half in halves for place in half]
+    halves = panel.subfigures(1, 2, squeeze=False)[0]
+    places = [place for half in halves for place in half.subplots(count, 2, squeeze=False, width_ratios=[1.15, 6])]
     for label, strip in places[len(rows) :]:
         bare(label)
         bare(strip)
