@@ -288,7 +288,8 @@ def predict(args: argparse.Namespace) -> None:
     answers = probabilities(model, spec, support, labels, queries, text)
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))
-    worth = marks(origin(load_checkpoint(args.checkpoint)))
+    seen = {"inductive": model.inductive, "uses_class_text": model.uses_class_text}
+    worth = marks({**origin(load_checkpoint(args.checkpoint)), **seen})
     answered_by = after(f"{settings.method} on {settings.backbone}", worth)
     print(f"{answered_by}; examples: {examples}\n")
     print(answers_table(names, actions.names, answers, args.top))

@@ -121,14 +121,29 @@ def explained(method: str, way: int, shots: int) -> Episode:
     shape = (head.backbone.feature_dim, STEPS, 3, 3) if head.reads == "maps" else (STEPS, head.backbone.feature_dim)
     support, target = (features(1, way * number, *shape, seed=number).float() for number in (shots, 1))
     labels = torch.arange(way).repeat(shots)[None]
+    text = {"class_text": features(1, way, head.class_text_width or 8)} if head.uses_class_text else {}
     with torch.inference_mode():
-        explanation = {name: value[0].numpy() for name, value in head.explain(support, labels, target).items()}
+        shown = head.explain(support, labels, target, **{name: value.float() for name, value in text.items()})
+    explanation = {name: value[0].numpy() for name, value in shown.items()}
     probabilities = torch.from_numpy(explanation["logits"]).softmax(dim=-1).numpy()
     return episode_with(explanation, probabilities, shots)
 
 
 # Together they have panels of all kinds.
-DRAWN = ["dual_prototypes", "pal", "cmn", "trx", "otam", "chamfer++", "arn", "hyrsm", "team", "strm", "molo"]
+DRAWN = [
+    "dual_prototypes",
+    "pal",
+    "cmn",
+    "trx",
+    "otam",
+    "chamfer++",
+    "arn",
+    "hyrsm",
+    "team",
+    "strm",
+    "molo",
+    "clip_fsar",
+]
 
 
 def test_every_method_has_panels() -> None:

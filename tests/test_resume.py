@@ -137,14 +137,19 @@ def test_a_run_that_was_killed_while_it_started_can_be_started_again(dataset: Pa
     assert quietly(argv) == 0
 
 
-@pytest.mark.parametrize("method", ["hyrsm", "hyrsm++", "team", "strm", "molo"])
+@pytest.mark.parametrize("method", ["hyrsm", "hyrsm++", "team", "strm", "molo", "clip_fsar"])
 def test_every_method_with_losses_of_its_own_goes_on_to_the_bit(
-    method: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text_flags: Callable[[str], list[str]],
 ) -> None:
     """With their dropout, their classifiers of training classes, their decoders: what is drawn and kept is theirs alone."""
     monkeypatch.setattr(run, "write_report", lambda *_: None)  # half of the time, and of other tests
     small = ["--img_size", 32, "--seq_len", 4, "--trans_linear_out_dim", 8, "--trans_dropout", 0.5, "--team_tokens", 3]
-    flags = ["--method", method, *small, "--opt", "adam", "-lr", 0.01, "--val_iters", 4, "--save_freq", 2, "--direct"]
+    flags = ["--method", method, *text_flags(method), *small, "--opt", "adam", "-lr", 0.01]
+    flags += ["--val_iters", 4, "--save_freq", 2, "--direct"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert quietly(tiny_run(dataset, whole, *flags)) == 0
     assert killed_when(nth(4, "train_call"), tiny_run(dataset, stopped, *flags))
