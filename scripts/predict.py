@@ -38,10 +38,10 @@ from engine.command_line import Parser, arguments, check_output, exit_code
 from methods.checkpoints import add_library_flags, load_head
 from model import CNN_FSHead
 from results.drawing import class_colour, draw_probabilities, draw_strip, heading, save_picture, wrapped
-from results.marks import after, marks, origin
+from results.marks import after, marks
 from results.style import LIGHT, house_style
 from results.terminal import terminal_table
-from utils import UserError, atomic_write, load_checkpoint, print_note, printable, write_json
+from utils import UserError, atomic_write, print_note, printable, write_json
 
 PICTURE_SUFFIXES = (".png", ".gif", ".mp4")
 
@@ -269,7 +269,7 @@ def predict(args: argparse.Namespace) -> None:
     actions = Actions(args.support)
     bad: list[str] = []
     sources = readable([(path, partial(open_video, path)) for path in args.query], bad)
-    model, settings, spec, _ = load_head(
+    model, settings, spec, about = load_head(
         args.checkpoint, trusted=args.trust_checkpoint, method=args.method, seq_len=args.seq_len
     )
 
@@ -289,7 +289,7 @@ def predict(args: argparse.Namespace) -> None:
 
     examples = ", ".join(f"{name} {shots}" for name, shots in zip(actions.names, actions.shots, strict=True))
     seen = {"inductive": model.inductive, "uses_class_text": model.uses_class_text}
-    worth = marks({**origin(load_checkpoint(args.checkpoint)), **seen})
+    worth = marks({**about, **seen})
     answered_by = after(f"{settings.method} on {settings.backbone}", worth)
     print(f"{answered_by}; examples: {examples}\n")
     print(answers_table(names, actions.names, answers, args.top))
