@@ -44,3 +44,14 @@ def training_class_loss(class_logits: Tensor, task_dict: dict[str, Any]) -> Tens
     if class_logits.ndim > classes.ndim + 1:
         classes = classes[..., None].expand(class_logits.shape[:-1])
     return F.cross_entropy(class_logits.flatten(0, -2), classes.flatten())
+
+
+def loss_with_classes(
+    head: CNN_FSHead, task_dict: dict[str, Any], model_dict: dict[str, Tensor], weight: float
+) -> Tensor:
+    """Cross entropy of the queries, plus `weight` times that of "class_logits", where there are any."""
+    labels = task_dict["target_labels"]
+    loss = head.query_loss(model_dict["logits"], labels)
+    if "class_logits" not in model_dict:
+        return loss
+    return head.with_extra(loss, weight * training_class_loss(model_dict["class_logits"], task_dict), labels)

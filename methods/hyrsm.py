@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from methods.described import CNN_Described, build_aux_classifier, training_class_loss
+from methods.described import CNN_Described, build_aux_classifier, loss_with_classes
 from methods.similarity import hausdorff_distance, matched_cells
 from model import group_by_class, mean_over_shots
 from utils import UserError
@@ -257,12 +257,7 @@ class CNN_HyRSM(CNN_Described):
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the queries, plus `--hyrsm_aux_weight` times that of all steps among the training classes."""
-        labels = task_dict["target_labels"]
-        loss = self.query_loss(model_dict["logits"], labels)
-        if "class_logits" not in model_dict:
-            return loss
-        extra = self.aux_weight * training_class_loss(model_dict["class_logits"], task_dict)
-        return self.with_extra(loss, extra, labels)
+        return loss_with_classes(self, task_dict, model_dict, self.aux_weight)
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """ "logits" (B, Q, K) and, as of the similarity family with one or all shots J of a class,

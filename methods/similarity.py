@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from methods.described import build_aux_classifier, training_class_loss
+from methods.described import build_aux_classifier, loss_with_classes
 from model import CNN_FSHead, LogitScale, group_by_class, mean_over_shots
 from utils import UserError, cos_sim
 
@@ -255,9 +255,4 @@ class CNN_BiMHM(CNN_Similarity):
 
     def loss(self, task_dict: dict[str, Any], model_dict: dict[str, Tensor]) -> Tensor:
         """Cross entropy of the queries, plus `--bimhm_aux_weight` times that of all clips among the training classes."""
-        labels = task_dict["target_labels"]
-        loss = self.query_loss(model_dict["logits"], labels)
-        if "class_logits" not in model_dict:
-            return loss
-        extra = self.aux_weight * training_class_loss(model_dict["class_logits"], task_dict)
-        return self.with_extra(loss, extra, labels)
+        return loss_with_classes(self, task_dict, model_dict, self.aux_weight)

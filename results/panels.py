@@ -528,12 +528,7 @@ def draw_saliency(panel: SubFigure, episode: Episode, query: int) -> None:
         panel, f"Query {query} and the nearest shot of each class: how steps (across) are shared out to slots (down)"
     )
     rows = rows_of(episode, query)
-    shares = [row.of(episode, "saliency").T for row in rows]
-    pairs = grid_of_rows(panel, rows)
-    for (_, axes), values in zip(pairs, shares, strict=True):
-        image = axes.imshow(values, cmap=blues(), vmin=0, vmax=np.max(shares), aspect="auto", interpolation="nearest")
-        bare(axes)
-    draw_scale(panel, image, [axes for _, axes in pairs], "share of a step")
+    draw_share_matrices(panel, rows, [row.of(episode, "saliency").T for row in rows], "share of a step")
 
 
 def draw_tokens(panel: SubFigure, episode: Episode, query: int) -> None:
@@ -546,13 +541,16 @@ def draw_tokens(panel: SubFigure, episode: Episode, query: int) -> None:
     rows = rows_of(episode, query)
     looks = [row.of(episode, "tokens") for row in rows]  # (R, S) each
     order = np.argsort(looks[0] @ np.arange(looks[0].shape[-1]), kind="stable")
+    draw_share_matrices(panel, rows, [values[order] for values in looks], "share of a token")
+
+
+def draw_share_matrices(panel: SubFigure, rows: Sequence[VideoRow], shares: Sequence[np.ndarray], label: str) -> None:
+    """A matrix (down, across) beside the frames of each row, all on one scale."""
     pairs = grid_of_rows(panel, rows)
-    for (_, axes), values in zip(pairs, looks, strict=True):
-        image = axes.imshow(
-            values[order], cmap=blues(), vmin=0, vmax=np.max(looks), aspect="auto", interpolation="nearest"
-        )
+    for (_, axes), values in zip(pairs, shares, strict=True):
+        image = axes.imshow(values, cmap=blues(), vmin=0, vmax=np.max(shares), aspect="auto", interpolation="nearest")
         bare(axes)
-    draw_scale(panel, image, [axes for _, axes in pairs], "share of a token")
+    draw_scale(panel, image, [axes for _, axes in pairs], label)
 
 
 def draw_motion(panel: SubFigure, episode: Episode, query: int) -> None:
