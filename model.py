@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -136,14 +136,28 @@ class CNN_FSHead(nn.Module):
         support_features (B, N, S, D), support_labels int64 (B, N) in 0..K-1, target_features (B, Q, S, D), all float32
         -> logits (B, Q, K), or a dict of them under "logits" and whatever else `loss` needs, each with B in front.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define classify() or forward()")
+        if type(self).classify_described is CNN_FSHead.classify_described:
+            raise NotImplementedError(f"{type(self).__name__} must define classify() or forward()")
+        support, target = self.described(support_features, target_features)
+        return self.classify_described(support, support_labels, target, **text)
 
     def describe(self, features: Tensor) -> Tensor:
         """What is compared of each video, made of its features alone: features (N, ...) -> (N, ...).
 
-        For methods that make less of a video than its features are. Weights are fixed in a test, and so are these.
+        For methods in two stages, this and `classify_described`. Weights are fixed in a test, and so are descriptions: there
+        they are made once for each video, however many episodes it is in.
         """
         return features
+
+    def described(self, support_features: Tensor, target_features: Tensor) -> tuple[Tensor, Tensor]:
+        """`describe` of the videos of episodes, (B, N, ...) and (B, Q, ...), in one call.
+
+        Large products are faster, and so is one gradient of the weights than one per group.
+        """
+        videos = torch.cat([support_features, target_features], dim=1)
+        described = self.describe(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
+        support, target = described.split([support_features.shape[1], target_features.shape[1]], dim=1)
+        return support, target
 
     def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor, *_: Any, **text: Any) -> Any:
         """As `classify`, from what `describe` made of each video, (B, N, ...) and (B, Q, ...)."""
@@ -279,16 +293,17 @@ def group_by_class(support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     way = int(labels.max()) + 1
     is_class = F.one_hot(labels, way)  # (B, N, K)
     shots = is_class.sum(dim=1)  # (B, K)
-    if int(shots.min()) == 0:
+    fewest, most = int(shots.min()), int(shots.max())
+    if fewest == 0:
         episode, label = (shots == 0).nonzero()[0].tolist()
         raise ValueError(
             f"class {label} of episode {episode} has no support video: expected labels 0..{way - 1}, each once"
         )
     rank = (is_class.cumsum(dim=1) - 1).gather(2, labels[..., None])[..., 0]  # how many of the same class came before
     episode = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
-    grouped = support.new_zeros(len(labels), way, int(shots.max()), *support.shape[2:])
-    grouped = grouped.index_put((episode, labels, rank), support)
-    present = torch.arange(int(shots.max()), device=labels.device) < shots[..., None]
+    room = support.new_empty if fewest == most else support.new_zeros
+    grouped = room(len(labels), way, most, *support.shape[2:]).index_put_((episode, labels, rank), support)
+    present = torch.arange(most, device=labels.device) < shots[..., None]
     return grouped, present
 
 
@@ -431,7 +446,12 @@ class Tuples(NamedTuple):
     @staticmethod
     def project(linear: TupleLinear, steps: Tensor) -> Tuples:
         """The linear map of all tuples of steps (..., S, D)."""
-        return project_together(linear, steps)[0]
+        return Tuples.of_rows(linear, with_row(linear.rows(steps), linear.bias))
+
+    @staticmethod
+    def of_rows(linear: TupleLinear, rows: Tensor) -> Tuples:
+        """What `project` gave, by its rows alone: all videos are mixed alike."""
+        return Tuples(F.pad(linear.choice, (0, 1), value=1.0).expand(*rows.shape[:-2], -1, -1), rows)
 
     def layer_norm(self, norm: nn.LayerNorm) -> Tuples:
         """The layer norm of every tuple: its centred rows by its own deviation, and one more row for the norm's bias."""
@@ -443,19 +463,6 @@ class Tuples(NamedTuple):
     def squares(self) -> Tensor:
         """Squared norms of the tuples, (..., M)."""
         return (self.mix * (self.mix @ (self.rows @ self.rows.mT))).sum(dim=-1).clamp_min(0)
-
-
-def project_together(linear: TupleLinear, *groups: Tensor) -> list[Tuples]:
-    """`Tuples.project` of several groups of videos, each (..., S, D).
-
-    In one product per position: large products are faster, and so is one gradient of the weights than one per group.
-    """
-    videos = linear.rows(torch.cat([steps.flatten(0, -3) for steps in groups]))
-    projected = []
-    for steps, rows in zip(groups, videos.split([steps.shape[:-2].numel() for steps in groups]), strict=True):
-        mix = F.pad(linear.choice, (0, 1), value=1.0).expand(*steps.shape[:-2], -1, -1)
-        projected.append(Tuples(mix, with_row(rows.unflatten(0, steps.shape[:-2]), linear.bias)))
-    return projected
 
 
 def with_row(rows: Tensor, row: Tensor) -> Tensor:
@@ -470,8 +477,8 @@ def row_products(queries: Tuples, rows: Tensor) -> Tensor:
 
 def attention_scores(query_keys: Tuples, keys: Tuples) -> Tensor:
     """Scaled products of all query tuples with all support tuples: (B, K, Q, M, J, M)."""
-    products = torch.einsum("bkqtjr,bkjur->bkqtju", row_products(query_keys, keys.rows), keys.mix)
-    return products / math.sqrt(keys.rows.shape[-1])
+    scaled = row_products(query_keys, keys.rows) / math.sqrt(keys.rows.shape[-1])
+    return torch.einsum("bkqtjr,bkjur->bkqtju", scaled, keys.mix)
 
 
 def row_products_of_shots(tuples: Tuples) -> Tensor:
@@ -490,10 +497,21 @@ def squared_distances(mix: Tensor, values: Tuples, queries: Tuples) -> Tensor:
     return (squares + rearrange(queries.squares(), "b q t -> b 1 q t")).clamp_min(0)
 
 
-class TemporalCrossTransformer(nn.Module):
-    """TRX for tuples of one cardinality: a prototype of each class for each query, made of the tuples that match it.
+def pack(*parts: Tensor) -> Tensor:
+    """Parts of videos, (V, ...) each, as one vector for each video: (V, F)."""
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
 
-    Perrett et al., CVPR 2021, section 3.
+
+def unpack(vectors: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Undoes `pack`, by the shapes that a video's parts had: (..., F) -> (..., *shape) for each."""
+    parts = vectors.split([math.prod(shape) for shape in shapes], dim=-1)
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class KeysAndValues(nn.Module):
+    """Maps the tuples of a video, of one cardinality, to keys with a layer norm and to values.
+
+    A video is described by these as one vector of `size` numbers: (M, R) that mix keys, (R, E) rows of keys and of values.
     """
 
     def __init__(self, step_width: int, out_width: int, cardinality: int, num_steps: int, dropout: float) -> None:
@@ -502,25 +520,63 @@ class TemporalCrossTransformer(nn.Module):
         self.k_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
         self.v_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
         self.norm_k = nn.LayerNorm(out_width)
+        tuples, rows = self.k_linear.choice.shape
+        self.shapes = [
+            (tuples, rows + 2),
+            (rows + 2, out_width),
+            (rows + 1, out_width),
+        ]  # a row per bias, and of the norm
+        self.size = sum(map(math.prod, self.shapes))
 
-    def attention(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
-        """How much each query tuple looks at each support tuple of a class: softmax over all its shots and tuples.
+    def describe(self, steps: Tensor) -> Tensor:
+        """(V, S, D) -> (V, F)."""
+        steps = self.pe(steps)
+        keys = Tuples.project(self.k_linear, steps).layer_norm(self.norm_k)
+        return pack(*keys, Tuples.project(self.v_linear, steps).rows)
 
-        Encoded steps (B, K, J, S, D), which shots exist (B, K, J), encoded steps (B, Q, S, D) -> (B, K, Q, M, J, M).
-        """
-        keys, query_keys = (keys.layer_norm(self.norm_k) for keys in project_together(self.k_linear, support, target))
-        scores = attention_scores(query_keys, keys)
-        scores = scores.masked_fill(rearrange(~present, "b k j -> b k 1 1 j 1"), -math.inf)
-        return scores.flatten(-2).softmax(dim=-1).unflatten(-1, scores.shape[-2:])
+    def of_videos(self, described: Tensor) -> tuple[Tuples, Tuples]:
+        """Keys and values by what `describe` gave, (..., F)."""
+        key_mix, key_rows, value_rows = unpack(described, self.shapes)
+        return Tuples(key_mix, key_rows), Tuples.of_rows(self.v_linear, value_rows)
 
-    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> Tensor:
-        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D) -> logits (B, Q, K)."""
-        support, target = self.pe(support), self.pe(target)
-        attention = self.attention(support, present, target)
-        values, query_values = project_together(self.v_linear, support, target)
+    def of_classes(self, described: Tensor, labels: Tensor) -> tuple[Tuples, Tuples, Tensor]:
+        """As `of_videos`, of the support (B, N, F) with labels (B, N), by classes (B, K, J, ...); and which shots exist."""
+        (key_mix, present), (key_rows, _), (value_rows, _) = (
+            group_by_class(part, labels) for part in unpack(described, self.shapes)
+        )
+        return Tuples(key_mix, key_rows), Tuples.of_rows(self.v_linear, value_rows), present
+
+
+class TemporalCrossTransformer(KeysAndValues):
+    """TRX for tuples of one cardinality: a prototype of each class for each query, made of the tuples that match it.
+
+    Perrett et al., CVPR 2021, section 3.
+    """
+
+    def forward(self, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        """Described support (B, N, F), labels (B, N), described target (B, Q, F) -> logits (B, Q, K)."""
+        keys, values, present = self.of_classes(support, labels)
+        query_keys, query_values = self.of_videos(target)
+        attention = tuple_attention(query_keys, keys, present)
         prototypes = torch.einsum("bkqtju,bkjur->bkqtjr", attention, values.mix)  # as mixtures of rows
         distances = squared_distances(prototypes, values, query_values)
         return -reduce(distances, "b k q t -> b q k", "mean")
+
+    def attention(self, support: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        """How much each query tuple looks at each support tuple of a class, as `forward` has it: (B, K, Q, M, J, M)."""
+        keys, _, present = self.of_classes(support, labels)
+        query_keys, _ = self.of_videos(target)
+        return tuple_attention(query_keys, keys, present)
+
+
+def tuple_attention(query_keys: Tuples, keys: Tuples, present: Tensor) -> Tensor:
+    """Softmax of the scores over all shots and tuples of a class.
+
+    Query tuples (B, Q, M, E), support tuples (B, K, J, M, E), which shots exist (B, K, J) -> (B, K, Q, M, J, M).
+    """
+    scores = attention_scores(query_keys, keys)
+    scores.masked_fill_(rearrange(~present, "b k j -> b k 1 1 j 1"), -math.inf)
+    return scores.flatten(-2).softmax(dim=-1).unflatten(-1, scores.shape[-2:])
 
 
 def check_cardinalities(args: argparse.Namespace, num_steps: int) -> None:
@@ -540,6 +596,8 @@ class CNN_TRX(CNN_FSHead):
     Temporal-Relational CrossTransformers (Perrett, Masullo, Burghardt, Mirmehdi, Damen, CVPR 2021): logits are the mean
     over the cardinalities of `--temp_set` of minus the mean squared distance of a query's tuples to their prototypes.
     """
+
+    condenses = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -573,10 +631,23 @@ class CNN_TRX(CNN_FSHead):
             help="dropout on frame features before tuples are made, 0 to 1",
         )
 
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
-        support, present = group_by_class(support_features, support_labels)
-        logits = [transformer(support, present, target_features) for transformer in self.transformers]
+    def describe(self, features: Tensor) -> Tensor:
+        """Steps (V, S, D) -> keys and values of their tuples, of all cardinalities: (V, F)."""
+        return torch.cat([transformer.describe(features) for transformer in self.transformers], dim=1)
+
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Tensor:
+        logits = [
+            transformer(of_support, support_labels, of_target)
+            for transformer, of_support, of_target in self.by_cardinality(support, target)
+        ]
         return torch.stack(logits).mean(dim=0)
+
+    def by_cardinality(
+        self, support: Tensor, target: Tensor
+    ) -> Iterator[tuple[TemporalCrossTransformer, Tensor, Tensor]]:
+        """Each transformer and its part of descriptions (B, N, F) and (B, Q, F)."""
+        sizes = [transformer.size for transformer in self.transformers]
+        yield from zip(self.transformers, support.split(sizes, dim=-1), target.split(sizes, dim=-1), strict=True)
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """ "logits" (B, Q, K), "cardinalities" (B, C), those of `--temp_set`, and for each such W
@@ -584,15 +655,14 @@ class CNN_TRX(CNN_FSHead):
         "tuples_W" (B, M, W): their steps, from 0; "attention_W" (B, Q, K, M, J, M): how much a query's tuple looks at each
         tuple of a class, 1 in all for a query tuple and a class.
         """
-        support, present = group_by_class(support_features, support_labels)
+        support, target = self.described(support_features, target_features)
         shown = {
-            "logits": self.classify(support_features, support_labels, target_features),
+            "logits": self.classify_described(support, support_labels, target),
             "cardinalities": torch.tensor(self.args.temp_set).expand(len(support), -1),
         }
-        for transformer in self.transformers:
-            assert isinstance(transformer, TemporalCrossTransformer)
+        for transformer, of_support, of_target in self.by_cardinality(support, target):
             cardinality = transformer.k_linear.cardinality
-            attention = transformer.attention(transformer.pe(support), present, transformer.pe(target_features))
+            attention = transformer.attention(of_support, support_labels, of_target)
             shown[f"attention_{cardinality}"] = rearrange(attention, "b k q t j u -> b q k t j u")
             tuples = torch.tensor(list(combinations(range(self.num_steps), cardinality)))
             shown[f"tuples_{cardinality}"] = tuples.expand(len(support), -1, -1)
@@ -642,7 +712,7 @@ class DualScores(NamedTuple):
     shot_weights: Tensor
 
 
-class RobustDualPrototypes(nn.Module):
+class RobustDualPrototypes(KeysAndValues):
     """Prototypes in which shots that are unlike the others of their class count less, for tuples of one cardinality.
 
     This follows what the paper's abstract claims, not its code. Shots are weighted by their mean similarity to the other
@@ -653,21 +723,16 @@ class RobustDualPrototypes(nn.Module):
     def __init__(
         self, step_width: int, out_width: int, cardinality: int, num_steps: int, dropout: float, scale: float
     ) -> None:
-        super().__init__()
-        self.pe = PositionalEncoding(step_width, num_steps, dropout)
-        self.k_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
-        self.v_linear = TupleLinear(step_width, cardinality, out_width, num_steps)
-        self.norm_k = nn.LayerNorm(out_width)
+        super().__init__(step_width, out_width, cardinality, num_steps, dropout)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.1)))  # of the softmax over shots
         self.attended = nn.Parameter(torch.tensor(0.0))  # part of attention in the class-specific prototype
         self.balance = nn.Parameter(torch.tensor(0.0))  # of the two scores; 0 is half and half
         self.scale = LogitScale(scale)
 
-    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
-        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
-        support, target = self.pe(support), self.pe(target)
-        keys, query_keys = (Tuples.project(self.k_linear, steps).layer_norm(self.norm_k) for steps in (support, target))
-        values, query_values = (Tuples.project(self.v_linear, steps) for steps in (support, target))
+    def forward(self, support: Tensor, labels: Tensor, target: Tensor) -> DualScores:
+        """Described support (B, N, F), labels (B, N), described target (B, Q, F)."""
+        keys, values, present = self.of_classes(support, labels)
+        query_keys, query_values = self.of_videos(target)
 
         log_weights = shot_log_weights(values, present, self.log_temperature.exp().clamp(0.02, 1.0))
         class_mix = self.class_mix(keys, values, present) * rearrange(log_weights.exp(), "b k j -> b k 1 j 1")
@@ -735,13 +800,38 @@ class PublishedDualPrototypes(nn.Module):
         self.tuples: Tensor
         tuples = torch.tensor(list(combinations(range(num_steps), cardinality)))  # (M, W)
         self.register_buffer("tuples", tuples, persistent=False)
+        mix, rows = self.k_linear.choice.shape
+        normed = [(mix, rows + 2), (rows + 2, width)]  # a row for the bias, and one for that of the norm
+        self.shapes = [(num_steps, step_width), *normed, *normed, (rows + 1, width)]
+        self.size = sum(map(math.prod, self.shapes))
 
-    def forward(self, support: Tensor, present: Tensor, target: Tensor) -> DualScores:
-        """Support (B, K, J, S, D), which of it exists (B, K, J), target (B, Q, S, D)."""
-        support, target = self.pe(support), self.pe(target)
-        class_attention, query_attention = self.attend(support, present, target)
-        values = Tuples.project(self.v_linear, support).layer_norm(self.norm)
-        query_values = Tuples.project(self.v_linear, target)
+    def describe(self, steps: Tensor) -> Tensor:
+        """Encoded steps, and what tuples look for, are found by and hold: (V, S, D) -> (V, F)."""
+        steps = self.pe(steps)
+        wanted, keys = (
+            Tuples.project(linear, steps).layer_norm(self.norm) for linear in (self.q_linear, self.k_linear)
+        )
+        return pack(steps, *wanted, *keys, Tuples.project(self.v_linear, steps).rows)
+
+    def of_classes(self, described: Tensor, labels: Tensor) -> tuple[Tensor, Tuples, Tuples, Tensor]:
+        """Encoded steps, keys and values of the support (B, N, F) by classes (B, K, J, ...), and which shots exist."""
+        steps, _, _, *tuples = unpack(described, self.shapes)
+        steps, present = group_by_class(steps, labels)
+        key_mix, key_rows, value_rows = (group_by_class(part, labels)[0] for part in tuples)
+        values = Tuples.of_rows(self.v_linear, value_rows).layer_norm(self.norm)
+        return steps, Tuples(key_mix, key_rows), values, present
+
+    def of_queries(self, described: Tensor) -> tuple[Tuples, Tuples]:
+        """What the tuples of queries (B, Q, F) look for, and what they hold."""
+        _, mix, rows, _, _, value_rows = unpack(described, self.shapes)
+        return Tuples(mix, rows), Tuples.of_rows(self.v_linear, value_rows)
+
+    def forward(self, support: Tensor, labels: Tensor, target: Tensor) -> DualScores:
+        """Described support (B, N, F), labels (B, N), described target (B, Q, F)."""
+        steps, keys, values, present = self.of_classes(support, labels)
+        wanted, query_values = self.of_queries(target)
+        class_attention = self.attend_to_peers(steps, keys, present)
+        query_attention = attention_scores(wanted, keys).softmax(dim=-1)
 
         own_mix = values.mix * rearrange(present, "b k j -> b k j 1 1")  # what is no shot adds nothing to a prototype
         class_mix = torch.einsum("bkjtu,bkjur->bktjr", class_attention, own_mix)
@@ -754,18 +844,15 @@ class PublishedDualPrototypes(nn.Module):
         shot_weights = present / present.sum(dim=-1, keepdim=True)
         return DualScores(class_logits + query_logits, class_logits, query_logits, shot_weights)
 
-    def attend(self, support: Tensor, present: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """How a shot's peers and how queries look at its tuples: (B, K, J, M, M) and (B, K, Q, M, J, M), each adds up to 1."""
-        keys = Tuples.project(self.k_linear, support).layer_norm(self.norm)
-        query_keys = Tuples.project(self.q_linear, target).layer_norm(self.norm)
-        peers = torch.einsum("bkji,bkisd->bkjsd", peer_weights(present, support.dtype), support)
+    def attend_to_peers(self, steps: Tensor, keys: Tuples, present: Tensor) -> Tensor:
+        """How a shot's peers look at its tuples: encoded steps (B, K, J, S, D), keys (B, K, J, M, E) -> (B, K, J, M, M)."""
+        peers = torch.einsum("bkji,bkisd->bkjsd", peer_weights(present, steps.dtype), steps)
         # A tuple of peers, which is not projected, times a row is a sum over positions: a step times a part of the row.
         parts = rearrange(keys.rows, "b k j r (w d) -> b k j r w d", w=self.tuples.shape[1])
         products = torch.einsum("bkjsd,bkjrwd->bkjswr", peers, parts)
-        positions = torch.arange(self.tuples.shape[1], device=support.device)
+        positions = torch.arange(self.tuples.shape[1], device=steps.device)
         from_peers = products[..., self.tuples, positions, :].sum(dim=-2)  # (B, K, J, M, R)
-        class_scores = from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])
-        return class_scores.softmax(dim=-1), attention_scores(query_keys, keys).softmax(dim=-1)
+        return (from_peers @ keys.mix.mT / math.sqrt(keys.rows.shape[-1])).softmax(dim=-1)
 
 
 def channel_cosines(query_mix: Tensor, values: Tuples, query_values: Tuples) -> Tensor:
@@ -787,6 +874,8 @@ class CNN_DualPrototypes(CNN_FSHead):
     computation of the code that its authors published. Logits are means over the cardinalities of `--temp_set`, which it
     shares with TRX, as it does `--trans_dropout` and, in the robust variant, `--trans_linear_out_dim`.
     """
+
+    condenses = True
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -831,9 +920,14 @@ class CNN_DualPrototypes(CNN_FSHead):
             help="weight of the loss on either score alone, beside that on both; the code variant has none",
         )
 
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
-        support, present = group_by_class(support_features, support_labels)
-        branches = [branch(support, present, target_features) for branch in self.branches]
+    def describe(self, features: Tensor) -> Tensor:
+        """Steps (V, S, D) -> what is made of their tuples, of all cardinalities: (V, F)."""
+        return torch.cat([branch.describe(features) for branch in self.branches], dim=1)
+
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> dict[str, Tensor]:
+        sizes = [branch.size for branch in self.branches]
+        parts = zip(self.branches, support.split(sizes, dim=-1), target.split(sizes, dim=-1), strict=True)
+        branches = [branch(of_support, support_labels, of_target) for branch, of_support, of_target in parts]
         means = (torch.stack(scores).mean(dim=0) for scores in zip(*branches, strict=True))
         return DualScores(*means)._asdict()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from engine.processes import Batch, Processes
 from engine.row_store import UNKNOWN
 from video_reader import VideoDataset, read_episodes
 
+MOST_DESCRIBED = 16 * 2**30  # bytes on disk that descriptions of a split may take where features take less
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
 
@@ -73,8 +75,6 @@ class EpisodeCalls:
         self.folder = folder
         self.log = log
         self.text = text
-        # A method that is trained on stored features needs these, not what it makes of them under weights that change.
-        self.stores_descriptions = model.condenses and not args.freeze_backbone
 
     # What goes in ----------------------------------------------------------------------------------------------------
 
@@ -124,13 +124,12 @@ class EpisodeCalls:
 
     # What comes out --------------------------------------------------------------------------------------------------
 
-    def answers(self, call: dict[str, Any], *, described: bool = False) -> list[dict[str, Tensor]]:
-        """The model's outputs for each episode of a prepared call. described: its features are of `describe`."""
+    def answers(self, call: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """The model's outputs for each episode of a prepared call."""
         text = {"class_text": call["class_text"]} if self.text else {}
         if "support_features" in call:
-            outputs = self.model.classify_episodes(
-                call["support_features"], call["support_labels"], call["target_features"], described=described, **text
-            )
+            features = (call["support_features"], call["support_labels"], call["target_features"])
+            outputs = self.model.classify_episodes(*features, described=call["described"], **text)
         else:
             images = (call["support_set"], call["support_labels"], call["target_set"])
             with autocast(self.device, self.args.precision):
@@ -142,7 +141,7 @@ class EpisodeCalls:
 
     def logits(self, call: dict[str, Any]) -> Tensor:
         """Of a call of an evaluation, (B, Q, K)."""
-        answers = self.answers(self.prepare(call), described=self.stores_descriptions)
+        answers = self.answers(self.prepare(call))
         return torch.stack([answer["logits"] for answer in answers])
 
     # Stored features -------------------------------------------------------------------------------------------------
@@ -154,33 +153,50 @@ class EpisodeCalls:
             yield None
             return
         self.model.eval()
-        size = self.input_spec.size
-        shape = self.encode(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8)).shape[1:]
+        described, shape = self.what_is_stored(sum(map(len, dataset.split.videos)))
         settings = {"reads": self.model.reads, "precision": self.args.precision, "device": self.device.type}
-        encoder = self.model if self.stores_descriptions else self.model.backbone
+        encoder = self.model if described else self.model.backbone
         key = fingerprint(encoder, self.input_spec, dataset, **settings)
         parent = Path(self.args.features or self.folder)
         with self.processes.shared_store(
-            lambda: FeatureStore(parent, key, dataset.split, shape, self.log), keep=self.args.features is not None
+            lambda: FeatureStore(parent, key, dataset.split, shape, self.log, described=described),
+            keep=self.args.features is not None,
         ) as store:
             yield store
 
-    def encode(self, clips: Tensor) -> Tensor:
+    def what_is_stored(self, videos: int) -> tuple[bool, torch.Size]:
+        """Of a split of so many videos: whether descriptions rather than features, and the shape of one.
+
+        Features, for a method that is trained on them, since its weights change; and where descriptions are the larger ones
+        and more than MOST_DESCRIBED bytes.
+        """
+        size = self.input_spec.size
+        features = self.encode(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8), describe=False)
+        if not self.model.condenses or self.args.freeze_backbone:
+            return False, features.shape[1:]
+        with torch.inference_mode():
+            description = self.model.describe(features.float())
+        if description.numel() > features.numel() and videos * description.nbytes > MOST_DESCRIBED:
+            return False, features.shape[1:]
+        return True, description.shape[1:]
+
+    def encode(self, clips: Tensor, *, describe: bool) -> Tensor:
         """uint8 clips (N, T, 3, H, W) -> what is stored of each: steps (N, S, D), maps (N, D, S, h, w), or a description."""
         with torch.inference_mode():
             with autocast(self.device, self.args.precision):
                 features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
-            return self.model.describe(features.float()) if self.stores_descriptions else features
+            return self.model.describe(features.float()) if describe else features
 
     def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], bool]:
         """What fills those rows of a store that any process lacks, each process its share. Says whether there were any."""
+        encode_clips = functools.partial(self.encode, describe=store.described)
 
         def encode(rows: list[int]) -> bool:
             lacking = [row for row in rows if store.known[row] == UNKNOWN]
             lacking = sorted(set().union(*self.processes.gather(lacking)))  # none writes before all have looked
             store.known[lacking] = UNKNOWN
             own = self.processes.share(rows if lacking else [])
-            store.encode(own, dataset, self.encode, num_workers=self.args.num_workers)
+            store.encode(own, dataset, encode_clips, num_workers=self.args.num_workers)
             store.merge(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
             return bool(lacking)
 

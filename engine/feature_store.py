@@ -66,7 +66,11 @@ class FeatureStore(RowStore):
         split: Split,
         shape: Sequence[int],
         log: Callable[[str], None] = print,
+        *,
+        described: bool = False,
     ) -> None:
+        """described: rows are what a method's `describe` makes of features."""
+        self.described = described
         self.first_row = np.concatenate([[0], np.cumsum([len(videos) for videos in split.videos])])
         super().__init__(parent, key, (int(self.first_row[-1]), *shape), log)
         self.bad: dict[int, str] = {}
@@ -137,9 +141,9 @@ def stored_episodes(
 ) -> Generator[dict[str, Any]]:
     """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
-    support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames. `encode` is called with the rows
-    that are needed, for many tasks at once, and for the tasks of all processes, so that they can share it; also where this one
-    lacks none, since others may. It says whether any of them did.
+    support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames; "described" says what they are.
+    `encode` is called with the rows that are needed, for many tasks at once, and for the tasks of all processes, so that they
+    can share it; also where this one lacks none, since others may. It says whether any of them did.
     """
     for ahead in _planned_ahead(batches):
         tasks = [index for batch in ahead for index in batch.tasks]
@@ -149,6 +153,7 @@ def stored_episodes(
             support, target, bad_videos = zip(*(filled[index] for index in call), strict=True)
             yield {
                 "index": list(call),
+                "described": store.described,
                 "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
                 "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
                 "real_support_labels": torch.tensor([[drawn.label for drawn in videos] for videos in support]),

@@ -50,6 +50,8 @@ class CNN_CMN(CNN_FSHead):
     memory networks, without memory and its training.
     """
 
+    condenses = True
+
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.descriptor = SaliencyDescriptor(self.backbone.feature_dim, args.cmn_slots)
@@ -64,10 +66,14 @@ class CNN_CMN(CNN_FSHead):
             help="saliency slots; each adds a square map of the feature width",
         )
 
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Tensor:
-        support, present = group_by_class(self.descriptor(support_features), support_labels)
-        prototypes = mean_over_shots(support, present[..., None], dim=2)  # (B, K, D)
-        target = self.descriptor(target_features)
+    def describe(self, features: Tensor) -> Tensor:
+        """Steps (V, S, D) -> (V, D)."""
+        return self.descriptor(features)
+
+    def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Tensor:
+        """Descriptors (B, N, D), labels (B, N), descriptors (B, Q, D) -> logits (B, Q, K)."""
+        shots, present = group_by_class(support, support_labels)
+        prototypes = mean_over_shots(shots, present[..., None], dim=2)  # (B, K, D)
         return -(rearrange(target, "b q d -> b q 1 d") - rearrange(prototypes, "b k d -> b 1 k d")).square().sum(dim=-1)
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:

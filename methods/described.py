@@ -1,6 +1,6 @@
-"""What methods of two stages share: each clip is described by itself, then the descriptions of an episode are compared.
+"""What methods share that, in training, also tell which of the training classes each clip is of.
 
-Letters: B episodes, N support videos, Q queries, V videos of an episode (N + Q), K way, C training classes.
+Letters: V videos of an episode (support, then queries), S feature steps, C training classes.
 """
 
 from __future__ import annotations
@@ -11,26 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from model import CNN_FSHead
-
-
-class CNN_Described(CNN_FSHead):
-    """Base of methods that write `describe` and `classify_described`, and state that they condense."""
-
-    aux_classifier: nn.Linear | None
-    """Scores descriptions against the training classes. In training only: no test needs its weights."""
-
-    def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> Any:
-        support, target = self.described(support_features, target_features)
-        return self.classify_described(support, support_labels, target)
-
-    def described(self, support_features: Tensor, target_features: Tensor) -> tuple[Tensor, Tensor]:
-        """`describe` of the videos of episodes, (B, N, ...) and (B, Q, ...), in one call."""
-        videos = torch.cat([support_features, target_features], dim=1)
-        described = self.describe(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
-        support, target = described.split([support_features.shape[1], target_features.shape[1]], dim=1)
-        return support, target
 
 
 def build_aux_classifier(args: argparse.Namespace, width: int, weight: float) -> nn.Linear | None:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from methods.described import CNN_Described, build_aux_classifier, loss_with_classes
+from methods.described import build_aux_classifier, loss_with_classes
 from methods.similarity import hausdorff_distance, matched_cells
-from model import group_by_class, mean_over_shots
+from model import CNN_FSHead, group_by_class, mean_over_shots
 from utils import UserError
 
 HEADS = 8
@@ -175,7 +175,7 @@ class ShiftedSteps:
         return products / (self.norms[..., None] * self.norms[..., None, :])
 
 
-class CNN_HyRSM(CNN_Described):
+class CNN_HyRSM(CNN_FSHead):
     """HyRSM: steps enriched by their clip and by the task, matched with a query's as sets by a mean Hausdorff metric.
 
     Hybrid Relation guided Set Matching (Wang et al., CVPR 2022), with the logits of the authors' code, whose distances are

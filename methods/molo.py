@@ -17,10 +17,10 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from backbones.layers3d import Conv3d
-from methods.described import CNN_Described, build_aux_classifier, training_class_loss
+from methods.described import build_aux_classifier, training_class_loss
 from methods.hyrsm import ScaledEncoding, StepAttention, check_heads, feed_forward
 from methods.similarity import hausdorff_distance, matched_cells
-from model import group_by_class, mean_over_shots
+from model import CNN_FSHead, group_by_class, mean_over_shots
 from utils import UserError, cos_sim
 
 
@@ -84,7 +84,7 @@ class Views(NamedTuple):
     motion_maps: Tensor
 
 
-class CNN_MoLo(CNN_Described):
+class CNN_MoLo(CNN_FSHead):
     """MoLo: steps and the motion between them, matched as sets; in training every step also has to know the whole clip.
 
     Motion-augmented Long-short contrastive learning (Wang et al., CVPR 2023). Logits are minus the mean Hausdorff distance

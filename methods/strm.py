@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from methods.described import CNN_Described
-from model import PositionalEncoding, TemporalCrossTransformer, TupleLinear, group_by_class
+from model import CNN_FSHead, PositionalEncoding, TemporalCrossTransformer, TupleLinear, group_by_class, pack, unpack
 from utils import UserError
 
 GRID = 4  # patches of a step, along each side
@@ -73,18 +72,21 @@ class PairClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.project = TupleLinear(width, 2, width // 2, num_steps)
 
-    def forward(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Tensor:
-        """Steps (B, N, S, D), labels (B, N), steps (B, Q, S, D) -> scores (B, Q, K), not positive."""
-        pairs, query_pairs = (F.relu(self.project(self.dropout(steps))) for steps in (support, target))
+    def describe(self, steps: Tensor) -> Tensor:
+        """(V, S, D) -> pairs (V, M, E)."""
+        return F.relu(self.project(self.dropout(steps)))
+
+    def forward(self, pairs: Tensor, support_labels: Tensor, query_pairs: Tensor) -> Tensor:
+        """Described support (B, N, M, E), labels (B, N), described target (B, Q, M, E) -> scores (B, Q, K), not positive."""
         grouped, present = group_by_class(pairs, support_labels)  # (B, K, J, M, E)
         way, shots = present.shape[1:]
         distances = torch.cdist(query_pairs.flatten(1, 2), grouped.flatten(1, 3))
-        distances = rearrange(distances, "b (q m) (k j n) -> b q m k j n", q=target.shape[1], k=way, j=shots)
+        distances = rearrange(distances, "b (q m) (k j n) -> b q m k j n", m=query_pairs.shape[2], k=way, j=shots)
         distances = distances.masked_fill(~rearrange(present, "b k j -> b 1 1 k j 1"), math.inf)
         return -reduce(distances.amin(dim=(-2, -1)), "b q m k -> b q k", "mean")
 
 
-class CNN_STRM(CNN_Described):
+class CNN_STRM(CNN_FSHead):
     """STRM: TRX on pairs of steps whose patches and frames were enriched, beside a score of how near pairs are.
 
     Spatio-Temporal Relation Modeling (Thatipelli et al., CVPR 2022). In the authors' code the
@@ -111,6 +113,9 @@ class CNN_STRM(CNN_Described):
         self.pairs = PairClassifier(width, self.num_steps, dropout) if args.strm_aux != "off" else None
         if self.pairs is not None and args.strm_aux == "random":
             self.pairs.requires_grad_(False)
+        self.shapes: list[tuple[int, ...]] = [(self.transformer.size,)]
+        if self.pairs is not None:
+            self.shapes.append((len(self.pairs.project.choice), width // 2))
 
     @staticmethod
     def add_arguments(group: Any) -> None:
@@ -129,16 +134,22 @@ class CNN_STRM(CNN_Described):
         )
 
     def describe(self, features: Tensor) -> Tensor:
+        """Maps (V, D, S, h, w) -> what TRX makes of enriched frames, and the pairs whose nearness is scored: (V, F)."""
+        steps = self.steps_of(features)
+        described = self.transformer.describe(self.frames(steps))
+        return described if self.pairs is None else pack(described, self.pairs.describe(steps))
+
+    def steps_of(self, features: Tensor) -> Tensor:
         """Steps that are the mean of their enriched patches: maps (V, D, S, h, w) -> (V, S, D)."""
         return reduce(self.patches(patches_of(features)), "v s p d -> v s d", "mean")
 
     def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Steps (B, N, S, D), labels (B, N), steps (B, Q, S, D) -> "logits" (B, Q, K), and the two they are the sum of."""
-        shots, present = group_by_class(self.frames(support), support_labels)
-        relations = self.transformer(shots, present, self.frames(target))
+        """Of described videos (B, N, F) and (B, Q, F): "logits" (B, Q, K), and the two they are the sum of."""
+        (of_support, *pairs), (of_target, *query_pairs) = (unpack(videos, self.shapes) for videos in (support, target))
+        relations = self.transformer(of_support, support_labels, of_target)
         if self.pairs is None:
             return {"logits": relations}
-        nearness = self.pairs(support, support_labels, target)
+        nearness = self.pairs(*pairs, support_labels, *query_pairs)
         return {"logits": relations + self.aux_weight * nearness, "relations": relations, "nearness": nearness}
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
@@ -148,9 +159,8 @@ class CNN_STRM(CNN_Described):
         "support_spatial" (B, K, J, S, y, x): how much the patches of a step look at each of them, in the mean.
         """
         support, target = self.described(support_features, target_features)
-        shots, present = group_by_class(self.frames(support), support_labels)
-        encode = self.transformer.pe
-        attention = self.transformer.attention(encode(shots), present, encode(self.frames(target)))
+        size = self.transformer.size
+        attention = self.transformer.attention(support[..., :size], support_labels, target[..., :size])
         batch = len(support)
         support_looks, target_looks = (
             self.looks(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]) for maps in (support_features, target_features)

@@ -19,6 +19,7 @@ from run_folders import assert_same_answers, rows
 import run
 from clips.transforms import ClipTransform, InputSpec
 from clips.video_split import Split
+from engine import episode_calls
 from engine.feature_store import FeatureStore, fingerprint
 from engine.settings import parse_args
 from methods import METHODS
@@ -59,6 +60,29 @@ def test_stored_features_give_the_logits_that_frames_give(
         direct = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, None)])
     assert stored.shape == (10, 6, 3)
     torch.testing.assert_close(stored, direct, rtol=1e-4, atol=1e-4)
+
+
+def test_descriptions_too_large_for_a_split_are_made_of_stored_features(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same answers; and those that are smaller than features are stored in any case."""
+    logits, sizes = [], []
+    for number, most in enumerate((10**9, 0)):
+        monkeypatch.setattr(episode_calls, "MOST_DESCRIBED", most)
+        made = learner(dataset, tmp_path / f"run{number}", "--method", "trx", "--trans_linear_out_dim", 64)
+        made.model.eval()
+        with torch.inference_mode(), made.calls.feature_store(made.datasets["test"]) as store:
+            assert store is not None
+            sizes.append(store.shape)
+            logits.append(
+                [made.calls.logits(call) for call in made.calls.of_evaluation(made.datasets["test"], 4, store)]
+            )
+    assert [len(shape) for shape in sizes] == [2, 3]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    smaller = learner(dataset, tmp_path / "smaller", "--method", "cmn")
+    with smaller.calls.feature_store(smaller.datasets["test"]) as store:
+        assert store is not None
+        assert store.described
 
 
 def test_direct_and_stored_tests_answer_every_query_alike(dataset: Path, tmp_path: Path, program: Program) -> None:

@@ -124,8 +124,10 @@ def test_distances_are_never_negative():
 
 def test_attention_is_shared_out_over_the_shots_and_tuples_of_each_class():
     head = build_trx(2).double()
-    support, present = group_by_class(features(1, 8, STEPS, WIDTH), UNEQUAL_SHOTS[None])
-    attention = head.transformers[0].attention(support, present, features(1, 3, STEPS, WIDTH))
+    branch = head.transformers[0]
+    support, target = (branch.describe(features(videos, STEPS, WIDTH))[None] for videos in (8, 3))
+    attention = branch.attention(support, UNEQUAL_SHOTS[None], target)
+    _, present = group_by_class(support, UNEQUAL_SHOTS[None])
     assert attention.shape == (1, 3, 3, 10, 4, 10)
     torch.testing.assert_close(attention.sum(dim=(-2, -1)), torch.ones(1, 3, 3, 10).double())
     assert torch.equal(attention.sum(dim=(2, 3, 5)) > 0, present)
@@ -157,14 +159,15 @@ def test_positional_encoding_equals_the_published_formula(width):
 
 def test_dropout_acts_on_frames_before_tuples_and_differs_between_cardinalities(monkeypatch):
     head = build("--method", "trx", "--temp_set", "2", "3", "--trans_dropout", "0.5").train()
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Tensor] = []
     for branch in head.transformers:
-        attention = branch.attention
-        monkeypatch.setattr(branch, "attention", lambda *inputs, f=attention: seen.append(inputs) or f(*inputs))
+        rows = branch.k_linear.rows
+        monkeypatch.setattr(branch.k_linear, "rows", lambda steps, rows=rows: seen.append(steps) or rows(steps))
     steps = 1 + features(1, 2, STEPS, WIDTH, dtype=torch.float32)
     head.classify(steps, torch.arange(2)[None], steps)
-    dropped = [encoded == 0 for support, _, target in seen for encoded in (support[:, :, 0], target)]
-    assert all(mask.shape == (1, 2, STEPS, WIDTH) for mask in dropped)
+    dropped = [encoded == 0 for encoded in torch.stack(seen).flatten(0, 1)]  # of 2 cardinalities, 4 videos each
+    assert len(dropped) == 8
+    assert all(mask.shape == (STEPS, WIDTH) for mask in dropped)
     assert all(0.4 < mask.float().mean() < 0.6 for mask in dropped)
     assert not any(torch.equal(a, b) for a, b in combinations(dropped, 2))
 
