@@ -44,6 +44,26 @@ def use_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def computes_in(device: torch.device, precision: str) -> bool:
+    """Whether a device has units for numbers of this format. It takes the others too, and goes a long way round for them."""
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":  # half precision is as old as what torch still runs on
+        return (
+            precision == "fp16" or torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        )
+    has = torch.cpu.get_capabilities()
+    return any(has.get(f"{units}_{precision}", False) for units in ("avx512", "amx"))
+
+
+def own_precision(device: torch.device) -> str:
+    """What `--precision auto` stands for on a device."""
+    return "bf16" if computes_in(device, "bf16") else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """The number format of networks: fp32 leaves it as it is."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

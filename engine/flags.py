@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from backbones import BACKBONES, entry_of
 from backbones.own_code import content_hash, is_own_code
 from engine.command_line import FlagGroup, KeyValues, Parser
+from engine.devices import PRECISIONS, default_device, own_precision
 from utils import BEST, FINAL, LATEST, RunFolder, UserError, load_checkpoint, read_json
 
 LARGEST_SEED = 2**32 - 1
@@ -76,8 +77,9 @@ def add_speed_flags(parser: Parser) -> FlagGroup:
     """Number formats, devices and memory. Returns the group, for more of them."""
     group = parser.add_argument_group("speed and memory")
     group.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32",
-        help="of the backbone; heads compute in float32. bf16 is several times faster where the hardware has it",
+        "--precision", choices=["auto", *PRECISIONS], default="auto",
+        help="of the backbone; heads compute in float32. auto: bf16 on a device that computes in it, else fp32, decided when a "
+        "run is started; a test takes that of the training",
     )  # fmt: skip
     group.add_argument(
         "--no_tf32", action="store_true", help="on GPUs multiply float32 in full precision, several times slower"
@@ -214,11 +216,23 @@ def parse_run(
         args.backbone_options = {**inherited.get("backbone_options", {}), **args.backbone_options}
     if not saved and averages_steps(args):
         args.backbone_options = {**entry_of(args.backbone).of_clips, **args.backbone_options}
+    args.precision = decided_precision(args, inherited)
     check_inherited(args, inherited, parser)
     named = [name for name in (getattr(args, "method", ""), args.backbone) if is_own_code(name)]
     args.own_code = {name: content_hash(name) for name in named}
     args.num_threads = torch.get_num_threads()  # sums are rounded differently by another number of them
     return args
+
+
+def decided_precision(args: argparse.Namespace, inherited: Mapping[str, Any]) -> str:
+    """What `--precision auto` stands for: what the run was started with or the model trained in, for good; in a new run what
+    this machine computes in. Networks of other code bases are tested as those do, in fp32."""
+    if args.precision != "auto":
+        return str(args.precision)
+    kept = inherited.get("precision", "auto")
+    if kept != "auto":
+        return str(kept)
+    return "fp32" if args.test_only else own_precision(default_device())
 
 
 def check_trust(early: argparse.Namespace, saved: dict[str, Any]) -> None:

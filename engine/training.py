@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clips.transforms import InputSpec
-from engine.devices import autocast, use_channels_last, use_tf32
+from engine.devices import autocast, computes_in, use_channels_last, use_tf32
 from engine.flags import find_checkpoint
 from engine.processes import Processes, synchronise_batch_norms
 from engine.steps import StepProfile, Steps
@@ -137,6 +137,7 @@ class Training:
         self.splits = self.open_splits()  # first: what is missing is named before weights are loaded or downloaded
         seed_everything(args.seed)
         use_tf32(not args.no_tf32)
+        self.warn_of_emulation()
         self.model = self.build_model()
         self.input_spec = input_spec_of(self.model.backbone, args)
         self.prepare_data()
@@ -197,6 +198,18 @@ class Training:
             self.run.rewind_rows(0)
             return None
         return load_checkpoint(path)
+
+    def warn_of_emulation(self) -> None:
+        """Says what a number format costs that the device has no units for."""
+        if not computes_in(self.device, self.args.precision):
+            cost = (
+                "2 to 10 times as slow as fp32 where it was measured"
+                if self.device.type == "cpu"
+                else "slower than fp32"
+            )
+            self.run.log(
+                f"warning: this {self.device.type.upper()} has no units for {self.args.precision} and emulates it, {cost}"
+            )
 
     def place_model(self) -> None:
         """Brings the model where and into the form in which it will be used."""

@@ -29,8 +29,8 @@ LABELLED_VIDEOS = {"train": 4, "val": 2, "test": 3}  # of each label; nine test 
 
 # A run of a second: 2-way 1-shot on 16-pixel clips of 3 frames. Flags given after these win.
 TINY = shlex.split(
-    "--method tsn --backbone conv4 --no_pretrained --img_size 16 --seq_len 3 --way 2 --shot 1 -qpc 1 --num_workers 0 "
-    "-i 4 --tasks_per_batch 2 --val_iters 2 4 --num_val_tasks 2 --num_test_tasks 3 --print_freq 2 --save_freq 0"
+    "--method tsn --backbone conv4 --no_pretrained --precision fp32 --img_size 16 --seq_len 3 --way 2 --shot 1 -qpc 1 -i 4 "
+    "--num_workers 0 --tasks_per_batch 2 --val_iters 2 4 --num_val_tasks 2 --num_test_tasks 3 --print_freq 2 --save_freq 0"
 )
 
 
