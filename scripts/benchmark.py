@@ -2,11 +2,15 @@
 
     python scripts/benchmark.py                      everything; a quarter of an hour on 2 cores
     python scripts/benchmark.py --only reading trx   some of it
-    python scripts/benchmark.py --memory             what a training task takes per setting, and which GPU that fits
+    python scripts/benchmark.py --table memory       what a training task takes per setting, and which GPU that fits
+    python scripts/benchmark.py --table floors tests files growth
+                                                     training steps beside the machine's peak, tests on stored features,
+                                                     reading beside decoding, memory and files over thousands of tasks
+    python scripts/benchmark.py --busy ...           where others are at work: processor time of one thread, not the wall's
     python scripts/benchmark.py --quick              tiny sizes, to see that it runs; the figures mean nothing
 
 Seconds depend on the machine, ratios much less: in every row both ways run in turn, in one process, and the ratio is taken
-of each pair of runs. Nothing else should run meanwhile.
+of each pair of runs. Nothing else should run meanwhile, or --busy tell it.
 """
 
 from __future__ import annotations
@@ -48,9 +52,9 @@ from engine.settings import build_parser
 from methods import METHODS
 from methods.otam import alignment_cost
 from model import CNN_DualPrototypes, CNN_FSHead
-from results.terminal import terminal_table
-from scripts.bench.memory import HEADER as MEMORY_HEADER
-from scripts.bench.memory import memory_rows
+from results.terminal import Row, terminal_table
+from scripts.bench import files, floors, growth, stored_tests
+from scripts.bench import memory as step_memory
 from scripts.bench.supervised_speed import supervised_test, supervised_training
 from scripts.bench.timing import (
     HEADER,
@@ -58,6 +62,7 @@ from scripts.bench.timing import (
     WAY,
     Comparison,
     cached_in,
+    clock,
     memory,
     one_thread,
     peak_bytes,
@@ -411,6 +416,36 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Comparison]]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows that are no comparison of two ways. text_columns: those that are aligned left."""
+
+    title: str
+    header: Row
+    rows: Callable[..., Iterator[Row]]
+    text_columns: Sequence[int] = (0,)
+
+
+TABLES = {
+    "memory": Table(
+        "one training task of TRX on ResNet-50, 5-way 5-shot, 25 queries, 8 frames of 224 px",
+        step_memory.HEADER,
+        functools.partial(step_memory.memory_rows, peak_bytes),
+        (0, 2),
+    ),
+    "floors": Table(
+        "a training step of TRX, 5-way with a query a class, 8 frames", floors.HEADER, floors.floor_rows, (0, 3)
+    ),
+    "tests": Table(
+        "a test of 5-way 5-shot episodes on the stored features of 2,745 videos",
+        stored_tests.HEADER,
+        stored_tests.stored_test_rows,
+    ),
+    "files": Table("videos of 10 s and 256 px, clips of 8 frames, one process", files.HEADER, files.file_rows),
+    "growth": Table("training and test of a small TRX, with 2 processes that read", growth.HEADER, growth.growth_rows),
+}
+
+
 def machine() -> str:
     """What the figures were measured on."""
     processor = platform.processor() or platform.machine()
@@ -427,7 +462,10 @@ def machine() -> str:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="measure just these")
-    parser.add_argument("--memory", action="store_true", help="nothing but the memory of a training task, per setting")
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="nothing but these tables")
+    parser.add_argument(
+        "--busy", action="store_true", help="count the processor time of one thread, since other programs are running"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one repetition, to see that it runs")
     return parser.parse_args(argv)
 
@@ -435,12 +473,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def benchmark(args: argparse.Namespace) -> None:
     print(machine())
     busy = os.getloadavg()[0]
-    if busy > 0.3 * (os.cpu_count() or 1):
-        print(f"other programs are running (load {busy:.1f}): the figures will be rough")
-    if args.memory:
-        rows = [list(MEMORY_HEADER), *memory_rows(peak_bytes, quick=args.quick)]
-        print("\none training task of TRX on ResNet-50, 5-way 5-shot, 25 queries, 8 frames of 224 px\n")
-        print(terminal_table(rows, text_columns=(0, 2)))
+    if busy > 0.3 * (os.cpu_count() or 1) and not args.busy:
+        print(f"other programs are running (load {busy:.1f}): the figures will be rough; see --busy")
+    if args.busy:
+        clock.count_processor_time()
+    for table in (TABLES[name] for name in args.table):
+        rows = [table.header]
+        for row in table.rows(quick=args.quick):
+            rows.append(row)
+            print("   ".join(row), file=sys.stderr, flush=True)
+        print(f"\n{table.title}\n\n{terminal_table(rows, table.text_columns)}")
+    if args.table:
         return
     print(
         "ratio: how many times as fast ours is, or how many times as little memory it takes, median of the pairs of runs\n"

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import time
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
+import run
+from clips.frame_sources import VideoFile
+from results.terminal import Row
 from scripts import benchmark
-from scripts.bench import memory, timing
+from scripts.bench import files, floors, gpu_check, memory, timing
 
 
-def test_every_section_runs_and_is_in_the_table(capsys):
+def test_every_section_runs_and_is_in_the_table(capsys, monkeypatch):
+    """Programs are not started, which takes seconds, but called."""
+    started, otherwise = [], subprocess.run
+
+    def call(command, **how):
+        if "run.py" not in command:
+            return otherwise(command, **how)
+        started.append(command[: command.index("run.py")])
+        assert run.main(command[len(started[-1]) + 1 :]) == 0
+        return None
+
+    monkeypatch.setattr(benchmark.subprocess, "run", call)
     assert benchmark.main(["--quick"]) == 0
+    assert ["torch.distributed.run" in launcher for launcher in started] == [True, False]
     table = capsys.readouterr().out
     for what in ("episode of 80 frames", "tsn head, training", "trx head, forward, memory", "ARN's training step",
                  "training step", "test episode", "opening 60 videos", "2 processes", "supervised training step", "6 views",
@@ -20,12 +39,89 @@ def test_every_section_runs_and_is_in_the_table(capsys):
         assert what in table
 
 
-def test_memory_table_and_computed_peak(capsys):
+def test_every_table_has_its_rows(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "EPISODE", memory.EPISODE.replace("resnet50", "resnet18"))
+    monkeypatch.setattr(memory, "SETTINGS", memory.SETTINGS[1:5:3])
+    assert benchmark.main(["--quick", "--table", *benchmark.TABLES]) == 0
+    out = capsys.readouterr().out
+    assert out.count("computed") == out.count(" 8 GB") == 2
+    for first in ("conv4", "trx", "jpeg", "lmdb", "mp4", "training tasks", "test episodes"):
+        assert re.search(rf"^{first} ", out, re.MULTILINE), first
+
+
+def test_a_busy_machine_is_measured_by_the_time_of_one_thread(monkeypatch, capsys):
+    monkeypatch.setattr(timing.clock, "read", time.perf_counter)
+    assert benchmark.main(["--quick", "--busy", "--only", "alignment"]) == 0
+    assert torch.get_num_threads() == 1
+    started = timing.clock()
+    time.sleep(0.2)
+    assert timing.clock() - started < 0.1
+
+
+def test_the_parts_of_a_training_step_are_all_of_it():
+    step = floors.TrainingStep("conv4", 32, 1, "fp32")
+    weights = [parameter.clone() for parameter in step.head.parameters()]
+    began = timing.clock()
+    step()
+    assert sum(step.seconds.values()) == pytest.approx(timing.clock() - began, rel=0.2)
+    assert min(step.seconds.values()) > 0
+    moved = [
+        name.partition(".")[0]
+        for (name, now), before in zip(step.head.named_parameters(), weights, strict=True)
+        if not torch.equal(now, before)
+    ]
+    assert set(moved) == {"backbone", "transformers"}
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        torch.ones(8, 8) @ torch.ones(8, 8)
+    assert counter.get_total_flops() == 2 * 8**3  # as peak_flops counts
+
+
+def test_spans_of_a_video_are_the_frames_that_the_library_reads(tmp_path):
+    frames = files.moving_frames(np.random.default_rng(0), 64, 60)
+    files.write_mp4(tmp_path / "video.mp4", frames)
+    wanted = [0, 8, 24, 25, 59]
+    clip, own = (
+        files.decode_spans(tmp_path / "video.mp4", wanted, (64, 64, 3)),
+        VideoFile(tmp_path / "video.mp4").read(wanted),
+    )
+    assert abs(clip.astype(int) - own).max() <= 2
+
+
+# A machine with a GPU -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_one_sentence_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "no GPU that torch can use is in this machine: run this on one that has one\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_that_fail_or_take_too_long_leave_the_others_their_rows():
+    def failing() -> Iterator[Row]:
+        yield ["1"]
+        raise AssertionError("no good")
+
+    def endless() -> Iterator[Row]:
+        while True:
+            time.sleep(0.01)
+            yield ["2"]
+
+    rows = {"fine": lambda: iter([["3"], ["4"]]), "bad": failing, "long": endless, "late": endless}
+    parts = [gpu_check.Part(title, ["number"], function) for title, function in rows.items()]
+    outcomes = list(gpu_check.measured(parts, time.monotonic() + 0.2, show=lambda line: None))
+    assert [outcome.complete for outcome in outcomes] == [True, False, False, False]
+    assert [len(outcome.rows) for outcome in outcomes[:2]] == [2, 1]
+    assert len(outcomes[2].rows) > 1
+    assert not outcomes[3].rows
+    text = gpu_check.markdown({"device": "a GPU", "torch": "2"}, outcomes)
+    assert "## fine\n\n| number |\n| --- |\n| 3 |\n| 4 |\n\n## bad" in text
+    assert "**Failed**: AssertionError: no good" in text
+    assert text.count("The time was up before the end.") == 2
+
+
+def test_computed_peak_memory():
     """What is computed without making a tensor is what the tensors of a real step occupy."""
-    assert benchmark.main(["--memory", "--quick"]) == 0
-    table = capsys.readouterr().out
-    assert table.count("computed") == 5
-    assert table.count(" 8 GB") == 5
     flags = "--method tsn --backbone resnet18 --seq_len 2"
     computed = memory.computed_peak(flags, 10, 64, lambda head, features: 0.0)
     head = memory.build(flags)

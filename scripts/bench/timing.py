@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,27 @@ import numpy as np
 import simplejpeg
 import torch
 
+from engine.devices import default_device
 from results.terminal import Row
 
 WAY, SEQ_LEN = 5, 8
+
+
+class Clock:
+    """Seconds of the wall; or, where others are at work, those that the processor spent on this process, in one thread."""
+
+    def __init__(self) -> None:
+        self.read = time.perf_counter
+
+    def count_processor_time(self) -> None:
+        torch.set_num_threads(1)
+        self.read = time.process_time
+
+    def __call__(self) -> float:
+        return self.read()
+
+
+clock = Clock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +68,31 @@ def race(
     seconds: dict[Callable[[], object], list[float]] = {ours: [], other: []}
     for repetition in range(repetitions + 1):
         for work, taken in seconds.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if repetition > 0:
-                taken.append(time.perf_counter() - started)
+                taken.append(clock() - started)
     return Comparison(what, against, seconds[ours], seconds[other])
+
+
+def peak_flops(dtype: torch.dtype = torch.float32, size: int = 1024, repetitions: int = 3) -> float:
+    """Floating point operations in a second of the best of a few products of square matrices: what this machine can do now."""
+    device = default_device()
+    factors = torch.randn(2, size, size, device=device).to(dtype)
+    best = math.inf
+    for _ in range(repetitions + 1):
+        wait(device)
+        started = clock()
+        factors[0] @ factors[1]
+        wait(device)
+        best = min(best, clock() - started)
+    return 2 * size**3 / best
+
+
+def wait(device: torch.device) -> None:
+    """For a GPU to be done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_bytes(work: Callable[[], object]) -> float:
