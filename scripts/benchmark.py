@@ -58,6 +58,7 @@ from scripts.bench import memory as step_memory
 from scripts.bench.supervised_speed import supervised_test, supervised_training
 from scripts.bench.timing import (
     HEADER,
+    PRECISION,
     SEQ_LEN,
     WAY,
     Comparison,
@@ -224,7 +225,7 @@ def arn_training(quick: bool) -> Iterator[Comparison]:
     planes, labels, target_labels = clips.contiguous(), torch.arange(WAY), torch.arange(WAY).repeat(queries)
 
     def train() -> None:
-        with autocast(clips.device, "bf16"):
+        with autocast(clips.device, PRECISION):
             outputs = ours(support, labels, target)
         ours.loss({"target_labels": target_labels}, outputs).backward()
 
@@ -234,7 +235,7 @@ def arn_training(quick: bool) -> Iterator[Comparison]:
         literal_arn.squared_error(logits, target_labels).backward()
 
     against = "its literal form, float32"
-    yield race("ARN's training step, bf16 channels-last", against, train, train_plainly, 1)
+    yield race(f"ARN's training step, {PRECISION} channels-last", against, train, train_plainly, 1)
 
 
 @dataclasses.dataclass
@@ -248,16 +249,16 @@ class Episode:
 
 
 class Step:
-    """What is done with an episode, by run.py with --precision bf16 or plainly, on a GPU where there is one.
+    """What is done with an episode, by run.py with --precision auto or plainly, on a GPU where there is one.
 
     Plainly: float32 frames and weights channel by channel, support and query through the backbone one after the other.
     """
 
     device = default_device()
 
-    def __init__(self, *, plain: bool, size: int, seq_len: int) -> None:
+    def __init__(self, *, plain: bool, backbone: str, size: int, seq_len: int) -> None:
         calls = "--separate_backbone_calls" if plain else ""
-        self.head = build_head(f"--method trx --backbone resnet18 --seq_len {seq_len} {calls}")
+        self.head = build_head(f"--method trx --backbone {backbone} --seq_len {seq_len} {calls}")
         self.size, self.seq_len, self.plain = size, seq_len, plain
         if not plain:
             use_channels_last(self.head)
@@ -281,7 +282,7 @@ class Step:
         if self.plain:
             return self.head(episode.support, episode.labels, episode.target)
         support, target = map(self.head.backbone.input_spec.normalise, (episode.support, episode.target))
-        with autocast(self.device, "bf16"):
+        with autocast(self.device, PRECISION):
             return self.head(support, episode.labels, target)
 
     def train(self, episode: Episode) -> None:
@@ -303,8 +304,8 @@ class Step:
 
 def steps(quick: bool) -> tuple[Step, Step]:
     """Ours and plainly: TRX on ResNet-18, 5-way 1-shot."""
-    size, seq_len = (32, 3) if quick else (224, SEQ_LEN)
-    ours, plain = (Step(plain=plain, size=size, seq_len=seq_len) for plain in (False, True))
+    backbone, size, seq_len = ("conv4", 32, 3) if quick else ("resnet18", 224, SEQ_LEN)
+    ours, plain = (Step(plain=plain, backbone=backbone, size=size, seq_len=seq_len) for plain in (False, True))
     return ours, plain
 
 
@@ -312,7 +313,7 @@ def training_step(quick: bool) -> Iterator[Comparison]:
     """With 5 queries a class; and how much faster bfloat16 is in nothing but a matrix product, for which it was made."""
     against, queries = "float32, plainly", 1 if quick else 5
     ours, plain = (functools.partial(step.train, step.random_episode(queries)) for step in steps(quick))
-    yield race("training step, bf16 channels-last", against, ours, plain, 1 if quick else 3)
+    yield race(f"training step, {PRECISION} channels-last", against, ours, plain, 1 if quick else 3)
     yield memory("training step, memory", against, ours, plain)
     matrix = torch.randn(2, 128, 128) if quick else torch.randn(2, 2048, 2048)
     halved = matrix.bfloat16()
@@ -326,7 +327,7 @@ def test_episode(quick: bool) -> Iterator[Comparison]:
     for step in (ours, plain):
         step.head.eval()
     ours_call, plain_call = (functools.partial(step.test, step.random_episode(queries=1)) for step in (ours, plain))
-    yield race("test episode, bf16 channels-last", against, ours_call, plain_call, 1 if quick else 5)
+    yield race(f"test episode, {PRECISION} channels-last", against, ours_call, plain_call, 1 if quick else 5)
     episodes, head = EPISODES_PER_CALL, plain.head
     features = [torch.randn(episodes, WAY, head.num_steps, head.backbone.feature_dim).relu() for _ in range(2)]
     labels = torch.arange(WAY).expand(episodes, -1)

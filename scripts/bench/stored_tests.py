@@ -73,7 +73,7 @@ def stored_test(method: str, backbone: str, split: Split, folder: Path, most: in
     torch.manual_seed(0)
     flags = f"-c unused --no_pretrained --precision fp32 --seq_len 8 --method {method} --backbone {backbone}"
     args = build_parser(METHODS).parse_args(shlex.split(flags))
-    head = build_head(args).eval()
+    head = build_head(args).eval().requires_grad_(False)
     use_channels_last(head)
     head.to(default_device())
     size = head.backbone.input_spec.size

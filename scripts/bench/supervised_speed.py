@@ -26,7 +26,7 @@ from clips.labelled_videos import SplitVideos
 from clips.transforms import InputSpec, MultiScaleCrop, ViewCrops
 from clips.video_split import Split
 from engine.devices import autocast, default_device, use_channels_last
-from scripts.bench.timing import SEQ_LEN, WAY, Comparison, cached_in, race, write_videos
+from scripts.bench.timing import PRECISION, SEQ_LEN, WAY, Comparison, cached_in, race, write_videos
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -75,7 +75,7 @@ def supervised_training(quick: bool) -> Iterator[Comparison]:
 
         def ours() -> None:
             batch = dataset.batch(0, range(clips))["clips"].to(device)
-            with autocast(device, "bf16"):
+            with autocast(device, PRECISION):
                 step(0, spec.normalise(batch))
 
         def plainly() -> None:
@@ -83,7 +83,9 @@ def supervised_training(quick: bool) -> Iterator[Comparison]:
             batch = [pillow_clip(sorted(video.glob("*.jpg")), box, size, spec) for video in folders]
             step(1, torch.stack(batch).to(device))
 
-        yield race("supervised training step, bf16", "Pillow, float32, plainly", ours, plainly, 1 if quick else 3)
+        yield race(
+            f"supervised training step, {PRECISION}", "Pillow, float32, plainly", ours, plainly, 1 if quick else 3
+        )
 
 
 def supervised_test(quick: bool) -> Iterator[Comparison]:
@@ -102,7 +104,7 @@ def supervised_test(quick: bool) -> Iterator[Comparison]:
         @torch.inference_mode()
         def ours() -> Tensor:
             item = dataset.with_views(dataset.frames(0), device)
-            with autocast(device, "bf16"):
+            with autocast(device, PRECISION):
                 return torch.cat([models[0](spec.normalise(part)) for part in item["views"].split(10)]).cpu()
 
         @torch.inference_mode()
@@ -115,5 +117,5 @@ def supervised_test(quick: bool) -> Iterator[Comparison]:
                     logits.append(models[1](view[None].to(device)))
             return torch.cat(logits).cpu()
 
-        what = f"test of a video, {len(places) * num_clips} views, bf16"
+        what = f"test of a video, {len(places) * num_clips} views, {PRECISION}"
         yield race(what, "view by view, Pillow, float32", ours, plainly, 1)

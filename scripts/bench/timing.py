@@ -16,10 +16,11 @@ import numpy as np
 import simplejpeg
 import torch
 
-from engine.devices import default_device
+from engine.devices import default_device, own_precision
 from results.terminal import Row
 
 WAY, SEQ_LEN = 5, 8
+PRECISION = own_precision(default_device())  # of the backbone, as runs have it
 
 
 class Clock:
