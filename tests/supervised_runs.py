@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 # 2 epochs of 3 steps of 4 clips. Flags given after these win.
 TINY = shlex.split(
-    "--backbone conv4 --backbone_options width=8 --no_pretrained --precision fp32 --img_size 16 --seq_len 3 --batch_size 4 --epochs 2 -lr 0.1 "
-    "--num_workers 0 --print_freq 2 --save_freq 0 --views_per_call 5"
+    "--backbone conv4 --backbone_options width=8 --no_pretrained --precision fp32 --img_size 16 --seq_len 3 "
+    "--batch_size 4 --epochs 2 -lr 0.1 --num_workers 0 --print_freq 2 --save_freq 0 --views_per_call 5"
 )
 
 

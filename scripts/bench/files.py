@@ -5,6 +5,8 @@ Videos of ten seconds, 256 px: textures that move, as folders of JPEG, in LMDB, 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -17,7 +19,6 @@ import simplejpeg
 from clips.frame_sampling import sample_frames
 from clips.transforms import ClipTransform
 from clips.video_split import Split
-from data_prep import pack_lmdb
 from results.terminal import Row
 from scripts.bench.timing import SEQ_LEN, cached_in, one_thread, race, textured_picture
 from video_reader import VideoDataset
@@ -81,8 +82,8 @@ def file_rows(*, quick: bool) -> Iterator[Row]:
                 (images / f"{number + 1:05d}.jpg").write_bytes(data)
             (folder / "mp4" / "test" / "class").mkdir(parents=True, exist_ok=True)
             write_mp4(folder / "mp4" / "test" / "class" / f"video{video}.mp4", pictures)
-        (folder / "lmdb").mkdir()
-        pack_lmdb.pack_split(folder / "jpeg" / "test", folder / "lmdb" / "test.lmdb", jobs=1)
+        pack = [sys.executable, "data_prep/pack_lmdb.py", "--src", str(folder / "jpeg"), "--dst", str(folder / "lmdb")]
+        subprocess.run(pack, cwd=Path(__file__).parents[2], check=True, capture_output=True)
         wanted = sample_frames(frames, SEQ_LEN, "linspace").tolist()
         shape = (side, side, 3)
 
