@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import CNN_FSHead
+
 
 def build_aux_classifier(args: argparse.Namespace, width: int, weight: float) -> nn.Linear | None:
     """A classifier of the training classes; None where it has no weight in the loss, or there are no such classes."""
