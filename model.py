@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -508,6 +508,11 @@ def unpack(vectors: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def descriptions(branches: Iterable[Any], features: Tensor) -> Tensor:
+    """What each of the branches of a method makes of videos (V, S, D), one after the other: (V, F)."""
+    return torch.cat([branch.describe(features) for branch in branches], dim=1)
+
+
 class KeysAndValues(nn.Module):
     """Maps the tuples of a video, of one cardinality, to keys with a layer norm and to values.
 
@@ -633,7 +638,7 @@ class CNN_TRX(CNN_FSHead):
 
     def describe(self, features: Tensor) -> Tensor:
         """Steps (V, S, D) -> keys and values of their tuples, of all cardinalities: (V, F)."""
-        return torch.cat([transformer.describe(features) for transformer in self.transformers], dim=1)
+        return descriptions(self.transformers, features)
 
     def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> Tensor:
         logits = [
@@ -922,7 +927,7 @@ class CNN_DualPrototypes(CNN_FSHead):
 
     def describe(self, features: Tensor) -> Tensor:
         """Steps (V, S, D) -> what is made of their tuples, of all cardinalities: (V, F)."""
-        return torch.cat([branch.describe(features) for branch in self.branches], dim=1)
+        return descriptions(self.branches, features)
 
     def classify_described(self, support: Tensor, support_labels: Tensor, target: Tensor) -> dict[str, Tensor]:
         sizes = [branch.size for branch in self.branches]

@@ -478,12 +478,12 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f"other programs are running (load {busy:.1f}): the figures will be rough; see --busy")
     if args.busy:
         clock.count_processor_time()
-    for table in (TABLES[name] for name in args.table):
-        rows = [table.header]
-        for row in table.rows(quick=args.quick):
+    for chosen in (TABLES[name] for name in args.table):
+        rows = [chosen.header]
+        for row in chosen.rows(quick=args.quick):
             rows.append(row)
             print("   ".join(row), file=sys.stderr, flush=True)
-        print(f"\n{table.title}\n\n{terminal_table(rows, table.text_columns)}")
+        print(f"\n{chosen.title}\n\n{terminal_table(rows, chosen.text_columns)}")
     if args.table:
         return
     print(

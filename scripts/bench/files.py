@@ -57,7 +57,8 @@ def decode_spans(path: Path, wanted: Sequence[int], shape: tuple[int, ...]) -> n
         stream.codec_context.thread_count = 1
         assert stream.time_base is not None
         tick = round(1 / RATE / stream.time_base)
-        span, decoded = -1, iter(())
+        span = -1
+        decoded: Iterator[av.VideoFrame] = iter(())
         for number, index in enumerate(wanted):
             if index // RATE != span:
                 span = index // RATE
