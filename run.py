@@ -36,7 +36,7 @@ from clips.episodes import episodes_fingerprint
 from clips.video_split import Split
 from engine.class_text import open_run_text
 from engine.episode_calls import EpisodeCalls, episode_of
-from engine.episode_data import open_episodes, open_splits, ways_and_shots
+from engine.episode_data import open_episodes, open_splits, test_dataset, ways_and_shots
 from engine.feature_store import FeatureStore
 from engine.processes import Batch, RunningStatistics
 from engine.program import Program
@@ -345,7 +345,8 @@ class Learner(Training):
             "queries_per_class": args.query_per_class_test,
             "noisy_support": args.noisy_support,
             "split": dataset.split.name,
-            "dataset": args.dataset,
+            "dataset": test_dataset(args),
+            "trained_on": args.dataset if args.test_dataset and tasks_done else None,
             "split_fingerprint": dataset.split.fingerprint,
             "sealed_episodes": args.episodes,
             "method": args.method,
@@ -353,6 +354,7 @@ class Learner(Training):
             "uses_class_text": self.model.uses_class_text,
             "prompt": args.prompt,
             "text_features": args.text_features,
+            "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad and tasks_done),
             "backbone": args.backbone,
             "checkpoint": checkpoint_path.name,
             **origin(checkpoint),

@@ -24,6 +24,7 @@ from engine.devices import autocast
 from engine.feature_store import FeatureStore, fingerprint, stored_episodes
 from engine.processes import Batch, Processes
 from engine.row_store import UNKNOWN
+from utils import locked
 from video_reader import VideoDataset, read_episodes
 
 MOST_DESCRIBED = 16 * 2**30  # bytes on disk that descriptions of a split may take where features take less
@@ -192,12 +193,32 @@ class EpisodeCalls:
         encode_clips = functools.partial(self.encode, describe=store.described)
 
         def encode(rows: list[int]) -> bool:
-            lacking = [row for row in rows if store.known[row] == UNKNOWN]
-            lacking = sorted(set().union(*self.processes.gather(lacking)))  # none writes before all have looked
-            store.known[lacking] = UNKNOWN
-            own = self.processes.share(rows if lacking else [])
-            store.encode(own, dataset, encode_clips, num_workers=self.args.num_workers)
-            store.merge(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
-            return bool(lacking)
+            if not self.lacking(rows, store):
+                return False
+            with self.alone_in(store):
+                lacking = self.lacking(rows, store)
+                store.known[lacking] = UNKNOWN
+                own = self.processes.share(rows if lacking else [])
+                store.encode(own, dataset, encode_clips, num_workers=self.args.num_workers)
+                store.merge(self.processes.gather({row: store.bad[row] for row in own if row in store.bad}))
+            return True
 
         return encode
+
+    def lacking(self, rows: list[int], store: FeatureStore) -> list[int]:
+        """Those rows of a store that any process lacks."""
+        own = [row for row in rows if store.known[row] == UNKNOWN]
+        return sorted(set().union(*self.processes.gather(own)))  # none writes before all have looked
+
+    @contextlib.contextmanager
+    def alone_in(self, store: FeatureStore) -> Iterator[None]:
+        """Keeps other runs from writing to a store that is kept: what they wrote until then is taken over."""
+        if not self.args.features:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            if self.processes.is_first:
+                stack.enter_context(locked(store.folder / "lock", wait=True))
+            self.processes.barrier()
+            store.refresh()
+            yield

@@ -23,6 +23,12 @@ def ways_and_shots(args: argparse.Namespace) -> tuple[list[int], list[int]]:
     return args.way_test or [args.way], args.shot_test or [args.shot]
 
 
+def test_dataset(args: argparse.Namespace) -> str:
+    """The data set whose test split is answered."""
+    dataset: str = args.test_dataset or args.dataset
+    return dataset
+
+
 def open_splits(args: argparse.Namespace, log: Log) -> dict[str, Split]:
     """The splits that will be used, by role, each checked for enough classes and videos. log: is told what is left out."""
     ways, shots = ways_and_shots(args)
@@ -35,9 +41,8 @@ def open_splits(args: argparse.Namespace, log: Log) -> dict[str, Split]:
             names["val"] = "test" if args.val_on_test else "val"
     splits: dict[str, Split] = {}
     for role in [role for role in ("train", "val", "test") if role in sizes]:
-        splits[role] = Split.open(
-            args.dataset, names[role], format=args.format, on_bad_video=args.on_bad_video, note=log
-        )
+        dataset = test_dataset(args) if names[role] == "test" else args.dataset
+        splits[role] = Split.open(dataset, names[role], format=args.format, on_bad_video=args.on_bad_video, note=log)
         splits[role].check_episodes(*sizes[role])
     return splits
 

@@ -72,8 +72,8 @@ class FeatureStore(RowStore):
         """described: rows are what a method's `describe` makes of features."""
         self.described = described
         self.first_row = np.concatenate([[0], np.cumsum([len(videos) for videos in split.videos])])
-        super().__init__(parent, key, (int(self.first_row[-1]), *shape), log)
         self.bad: dict[int, str] = {}
+        super().__init__(parent, key, (int(self.first_row[-1]), *shape), log)
 
     def row(self, label: int, video: int) -> int:
         return int(self.first_row[label]) + video
@@ -126,6 +126,11 @@ class FeatureStore(RowStore):
             return dataset.clip(*self.place(row), np.random.default_rng(0))
         except BadVideo as error:
             return error
+
+    def refresh(self) -> None:
+        """As of any RowStore; which videos are bad stays known."""
+        super().refresh()
+        self.known[list(self.bad)] = BAD
 
     def merge(self, bad: Sequence[dict[int, str]]) -> None:
         """After several processes have each encoded some rows: takes in what they wrote and which videos are bad."""

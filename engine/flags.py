@@ -237,7 +237,7 @@ def decided_precision(args: argparse.Namespace, inherited: Mapping[str, Any]) ->
 
 def check_trust(early: argparse.Namespace, saved: dict[str, Any]) -> None:
     """A run or checkpoint is data, not orders. Raises UserError where it would run code that this command line does not
-    name, and forgets the folder it kept features in, where a test would write."""
+    name, and forgets the folder it kept features in, where a test would write, and the set it was tested on."""
     for name in ("method", "backbone"):
         found = saved.get(name)
         is_named = early.trust_checkpoint or getattr(early, name, None) == found
@@ -248,6 +248,7 @@ def check_trust(early: argparse.Namespace, saved: dict[str, Any]) -> None:
             )
     if early.test_only:
         saved.pop("features", None)
+        saved.pop("test_dataset", None)
         if saved.get("episodes") and not early.episodes and not Path(saved["episodes"]).exists():
             raise UserError(
                 f"the sealed episodes {saved['episodes']} of {early.test_model_name} are not there: give them with --episodes"

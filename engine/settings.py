@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from backbones.own_code import import_from_file, is_own_code
@@ -43,6 +44,11 @@ def build_parser(methods: Methods, own_method: type[Any] | None = None, *, descr
     group.add_argument(
         "--dataset", default="data/ssv2small", resumable=True, help="folder with {train,val,test}/<class>/<video>/*.jpg"
     )
+    group.add_argument(
+        "--test_dataset", metavar="FOLDER", resumable=True,
+        help="test on the test split of this data set instead, across domains; results are marked by what was trained on. A "
+        "later --test_only names it anew",
+    )  # fmt: skip
     group.add_argument(
         "--format", choices=["auto", *FORMATS], default="auto", resumable=True,
         help="how the data set is stored: folders of frames, video files, or LMDB; auto: looks",
@@ -248,6 +254,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError("--backbone_rate has no effect where the backbone is not trained: leave it out")
     if args.prompt and args.text_features:
         raise UserError("--prompt makes the class text that --text_features holds: give one of them")
+    if args.test_dataset and Path(args.test_dataset).resolve() == Path(args.dataset).resolve():
+        raise UserError("--test_dataset is the --dataset itself, which is tested on anyway: leave it out, or give another")
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
     check_test_model(args, validates=will_validate(args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 CHOSEN_ON_TEST, CHOSEN_ON_THESE = "chosen on test", "chosen on these videos"
@@ -18,6 +19,7 @@ def marks(results: Mapping[str, Any]) -> list[str]:
     1 noisy shot              of the support videos of each class, so many show other classes (--noisy_support)
     chosen on test            the checkpoint is the best on the test split (--val_on_test): comparable with nothing
     chosen on these videos    the checkpoint is the best on the very videos that it was tested on
+    trained on ssv2small      and tested on another data set (--test_dataset)
     untrained                 weights of it have only ever been random; of results that do not say so, no task or step of
                               the run has trained it
     sealed episodes           they were read from a file (--episodes)
@@ -25,7 +27,7 @@ def marks(results: Mapping[str, Any]) -> list[str]:
     bf16, fp16                the precision, where it is not fp32
     """
     noisy, left_out, precision = (results.get(name) for name in ("noisy_support", "left_out", "precision"))
-    chosen_on = results.get("selected_on")
+    chosen_on, trained_on = results.get("selected_on"), results.get("trained_on")
     trained = results.get("checkpoint_tasks", results.get("checkpoint_steps"))
     labels = {
         "uses class names": results.get("uses_class_text"),
@@ -33,6 +35,7 @@ def marks(results: Mapping[str, Any]) -> list[str]:
         counted(noisy or 0, "noisy shot"): noisy,
         CHOSEN_ON_TEST: chosen_on == "test",
         CHOSEN_ON_THESE: chosen_on == "val" == results.get("split"),
+        f"trained on {Path(trained_on or '').name}": trained_on,
         "untrained": results.get("untrained", trained == 0),
         "sealed episodes": results.get("sealed_episodes"),
         f"{counted(left_out or 0, 'video')} left out": left_out,

@@ -127,6 +127,23 @@ def test_kept_features_serve_later_tests_of_the_same_weights_only(
         assert encoded, change
 
 
+def test_runs_at_the_same_time_share_kept_features(
+    dataset: Path, tmp_path: Path, encoded: Counter[tuple[str, int, int]]
+) -> None:
+    """Each has opened the store before the other writes: what one has encoded, the other takes over."""
+    first, second = (learner(dataset, tmp_path / name, "--features", tmp_path / "kept") for name in ("one", "two"))
+    tasks = 10
+    with torch.inference_mode(), first.calls.feature_store(first.datasets["test"]) as store:
+        assert store is not None
+        with second.calls.feature_store(second.datasets["test"]) as other:
+            calls = list(first.calls.of_evaluation(first.datasets["test"], tasks, store))
+            for ours, theirs in zip(
+                calls, second.calls.of_evaluation(second.datasets["test"], tasks, other), strict=True
+            ):
+                assert torch.equal(ours["target_features"], theirs["target_features"])
+    assert set(encoded.values()) == {1}
+
+
 def test_a_changed_data_set_is_another_key(own_dataset: Path) -> None:
     def key() -> dict[str, Any]:
         split = Split.open(own_dataset, "val")
