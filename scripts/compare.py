@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,16 +24,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # Python puts the folder of a script on its path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.command_line import Parser, arguments, exit_code
 from results.drawing import save_picture
-from results.marks import CHOSEN_ON_TEST, after, marks
+from results.marks import CHOSEN_ON_TEST
+from results.runs import Difference, Run, Test, common_marks, read_run, read_test
 from results.style import LIGHT, SERIES, house_style
+from results.tables import latex_table, markdown_table
 from results.terminal import Row, terminal_table
-from utils import UserError, accuracy_interval, atomic_write, printable, read_csv, read_json, write_csv
+from utils import UserError, atomic_write, printable, write_csv
 
 # What decides the episodes of a test, and the flag that sets it.
 EPISODE_SETTINGS = {
@@ -50,78 +49,6 @@ EPISODE_SETTINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Test:
-    """One test of a run: the file of its results, and what that holds."""
-
-    path: Path
-    results: dict[str, Any]
-
-    @property
-    def episodes(self) -> tuple[str, str, int]:
-        """Equal for tests on the same episodes, noise included."""
-        return self.results["split_fingerprint"], self.results["episodes"], self.results["tasks"]
-
-    @property
-    def marks(self) -> list[str]:
-        return marks(self.results)
-
-    @property
-    def predictions(self) -> Path:
-        """The answers of a results_1.json are in predictions_1.csv."""
-        return self.path.with_name(f"predictions{self.path.stem.removeprefix('results')}.csv")
-
-    def __str__(self) -> str:
-        results = self.results
-        how = [f"{results['way']}-way {results['shot']}-shot", f"{results['tasks']} tasks", *self.marks]
-        return after(self.path.name, [*how, str(results.get("checkpoint"))])
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run in a comparison: a test, and the accuracy of each of its episodes in percent, (E,)."""
-
-    name: str
-    test: Test
-    accuracies: np.ndarray
-
-    @property
-    def results(self) -> dict[str, Any]:
-        return self.test.results
-
-    def labelled(self, runs: Sequence[Run], gap: str = " ") -> str:
-        """Its name with the marks that not all of the runs have; those of all are among the conditions."""
-        return after(self.name, [mark for mark in self.test.marks if mark not in common_marks(runs)], gap)
-
-
-def common_marks(runs: Sequence[Run]) -> list[str]:
-    """What is to be known of every one of the runs."""
-    return [mark for mark in runs[0].test.marks if all(mark in run.test.marks for run in runs)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """How one run does beside another on the same episodes: percentage points, half-width of the 95 % interval, and in
-    how many episodes it is better, equal and worse."""
-
-    points: float
-    ci95: float
-    wins: int
-    ties: int
-    losses: int
-
-    @classmethod
-    def between(cls, run: Run, other: Run) -> Difference:
-        paired = run.accuracies - other.accuracies
-        points, ci95 = accuracy_interval(paired)
-        return cls(points, ci95, int((paired > 0).sum()), int((paired == 0).sum()), int((paired < 0).sum()))
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return abs(self.points) > self.ci95
-
-
 def files_of(path: Path) -> list[Path]:
     """The results of the tests in a run folder, the latest first; or the one file that was named. Raises UserError where
     there is none."""
@@ -133,87 +60,6 @@ def files_of(path: Path) -> list[Path]:
     numbered = {file: file.stem.removeprefix("results_") for file in path.glob("results_*.json")}
     earlier = sorted((int(number), file) for file, number in numbered.items() if number.isdecimal())
     return [latest, *(file for _, file in reversed(earlier))]
-
-
-def read_test(path: Path) -> Test:
-    """The results in a file. Raises UserError where they are not those of a test by run.py, or damaged."""
-    results = read_json(path)
-    if isinstance(results, dict) and "views" in results:
-        raise UserError(
-            f"{path} is of run_supervised.py, whose tests scripts/fuse_scores.py compares: expected run.py's"
-        )
-    if wrong := wrong_in(results):
-        raise UserError(
-            f"{path} holds no results of run.py ({wrong}): restore it, or test the run again with --test_only"
-        )
-    return Test(path, results)
-
-
-def wrong_in(results: Any) -> str | None:
-    """What is not as in the results.json of a test, in words."""
-    if not isinstance(results, dict):
-        return "it is no object"
-    sizes = results.get("sizes")
-    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, dict) for size in sizes):
-        return "it has no 'sizes'"
-    percentages = ["accuracy", "class_interval_low", "class_interval_high", "calibration_error"]
-    if results.get("tasks") != 1:  # the interval of a single episode is null
-        percentages.append("ci95")
-    checks = [
-        (results, ["split", "dataset", "split_fingerprint", "selected_on"], is_text, "text"),
-        (results, ["tasks", "queries_per_class"], is_count, "1 or more"),
-    ]
-    for content in (results, *sizes):
-        checks.append((content, ["episodes"], is_text, "text"))
-        checks.append((content, ["way", "shot"], is_count, "1 or more"))
-        checks.append((content, percentages, is_percentage, "0 to 100"))
-    for content, names, fits, expected in checks:
-        for name in names:
-            if not fits(content.get(name)):
-                return f"'{name}' is {json.dumps(content.get(name))[:40]}, expected {expected}"
-    return None
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def is_percentage(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value <= 100
-
-
-def read_run(test: Test, name: str) -> Run:
-    """A test with its answers. Raises UserError where they do not belong to its results."""
-    results = test.results
-    if results["tasks"] < 2:
-        raise UserError(f"{test.path} is of one episode, which tells nothing: raise --num_test_tasks")
-    accuracies = episode_accuracies(test.predictions, results["tasks"], results["way"] * results["queries_per_class"])
-    if abs(accuracies.mean() - results["accuracy"]) > 1e-6:
-        raise UserError(
-            f"{test.path} says {results['accuracy']:.4f} %, and of {test.predictions.name} {accuracies.mean():.4f} % are "
-            "right: one of them is damaged or of another test; test the run again with --test_only"
-        )
-    return Run(name, test, accuracies)
-
-
-def episode_accuracies(path: Path, tasks: int, queries: int) -> np.ndarray:
-    """Percent of the queries of each episode that were recognised, (E,), from predictions.csv: `queries` rows a task."""
-    try:
-        rows = [
-            (int(row["task"]), row["true"] == row["predicted"], float(row["confidence"]))
-            for row in read_csv(path, ("task", "true", "predicted", "confidence"))
-        ]
-        if len(rows) != tasks * queries or any(row[0] != place // queries for place, row in enumerate(rows)):
-            raise ValueError(f"expected {queries} rows for each of {tasks} tasks in their order, {len(rows)} are there")
-        if not all(is_percentage(100 * confidence) for *_, confidence in rows):
-            raise ValueError("expected confidences from 0 to 1")
-    except (OSError, ValueError) as error:
-        raise UserError(f"could not read {path} ({error}): test the run again with --test_only") from error
-    return 100 * np.reshape([right for _, right, _ in rows], (tasks, queries)).mean(axis=1)
 
 
 def choose_tests(paths: Sequence[Path], names: Sequence[str]) -> list[Test]:
@@ -333,29 +179,6 @@ def choices(paths: Sequence[Path], runs: Sequence[Run]) -> list[str]:
         for run, count in zip(runs, counts, strict=True)
         if count > 1
     ]
-
-
-def markdown_table(table: Sequence[Row]) -> str:
-    cells = [[cell.strip().replace("|", "\\|").replace("*", "\\*") for cell in row] for row in table]
-    rule = ["---", *["---:"] * (len(table[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
-
-
-def latex_table(table: Sequence[Row], foot: Sequence[str] = ()) -> str:
-    """A tabular with the rules of booktabs, for a paper. foot: lines that stay with the numbers."""
-    lines = [" & ".join(latex(cell.strip()) for cell in row) + r" \\" for row in table]
-    below = [rf"\multicolumn{{{len(table[0])}}}{{l}}{{\footnotesize {latex(line)}}} \\" for line in foot]
-    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", *below])
-    return f"\\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}\n{body}\n\\end{{tabular}}"
-
-
-def latex(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-        "†": r"$\dagger$", "−": "$-$",
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(letter, letter) for letter in text)
 
 
 def write_runs(runs: Sequence[Run], path: Path) -> None:

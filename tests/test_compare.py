@@ -13,9 +13,11 @@ from conftest import Program, tiny_run
 from PIL import Image
 from script_runs import Script, untrained, write_run, write_test
 
+from results.runs import Difference, read_run, read_test
+from results.tables import latex_table, markdown_table
 from results.terminal import WIDTH, shown_width
 from scripts import compare, plot_log
-from scripts.compare import Difference, latex_table, markdown_table, read_run, read_test, short_names
+from scripts.compare import short_names
 
 
 @pytest.fixture
