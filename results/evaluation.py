@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from results.statistics import class_interval
 from utils import accuracy_interval, write_csv
 
 
@@ -56,17 +57,9 @@ class Predictions:
         right = np.bincount(self.true[self.correct], minlength=len(self.classes))
         return 100 * np.divide(right, asked, out=np.full(len(self.classes), np.nan), where=asked > 0)
 
-    def class_interval(self, resamples: int = 10_000) -> tuple[float, float]:
-        """95 % interval of the accuracy when the split's classes are drawn again, with replacement.
-
-        The interval over episodes ignores that a split has few classes: with other classes of the same kind the mean of
-        the classes' accuracies would vary by this much.
-        """
-        accuracies = self.class_accuracies()
-        accuracies = accuracies[~np.isnan(accuracies)]
-        drawn = np.random.default_rng(0).choice(accuracies, size=(resamples, len(accuracies)))
-        low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
-        return float(low), float(high)
+    def class_interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy when the split's classes are drawn again."""
+        return class_interval(self.class_accuracies())
 
     def confusion(self) -> np.ndarray:
         """How often class row was answered with class column, (C, C)."""
