@@ -7,10 +7,9 @@ that follow the reader's light or dark theme and turn light for printing.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -25,13 +24,9 @@ from results.charts import (
 )
 from results.evaluation import Predictions
 from results.marks import marks
-from results.style import DARK, LIGHT, house_style, svg
-from utils import atomic_write, printable, read_json, write_csv
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-HERE = Path(__file__).parent
+from results.pages import page
+from results.style import house_style, svg
+from utils import atomic_write, read_json, write_csv
 
 RESULT_COLUMNS = (
     "method", "backbone", "dataset", "split", "way", "shot", "accuracy", "ci95", "class_interval_low",
@@ -49,16 +44,16 @@ def write_report(run_folder: Path, results: Mapping[str, Any], predictions: Pred
     """
     rows = ({**results, **size, "marks": "; ".join(marks(results))} for size in results["sizes"])
     write_csv(run_folder / "results.csv", RESULT_COLUMNS, rows)
-    page = report_page(run_folder, results, predictions)
+    text = report_page(run_folder, results, predictions)
     with atomic_write(run_folder / "report.html") as file:
-        file.write(page.encode())
+        file.write(text.encode())
 
 
 def report_page(run_folder: Path, results: Mapping[str, Any], predictions: Predictions) -> str:
     """The page as text; see `write_report`."""
-    template = page_environment().get_template("report.html.j2")
     with house_style():
-        return template.render(
+        return page(
+            "report.html.j2",
             results=results,
             marks=marks(results),
             dataset=Path(results["dataset"]).name,
@@ -67,25 +62,7 @@ def report_page(run_folder: Path, results: Mapping[str, Any], predictions: Predi
             many_classes=len(np.unique(predictions.true)) > FEW,
             flags=flags_of(run_folder),
             commands=commands_of(run_folder),
-            day=time.strftime("%Y-%m-%d"),
-            light=LIGHT,
-            dark=DARK,
-            style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         )
-
-
-def page_environment() -> Environment:
-    """This folder's templates: all that they print is escaped and can be shown; a name that they are not given is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: training and --help need none
-
-    return Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def drawings(results: Mapping[str, Any], predictions: Predictions) -> dict[str, Markup]:

@@ -18,7 +18,8 @@ from conftest import CLASSES, Program, tiny_run, write_split
 from jinja2 import UndefinedError
 
 from results.evaluation import Predictions
-from results.report import RESULT_COLUMNS, page_environment, write_report
+from results.pages import page_environment
+from results.report import RESULT_COLUMNS, write_report
 from results.style import DARK, LIGHT
 from utils import read_json
 
