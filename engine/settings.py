@@ -255,7 +255,9 @@ def check_args(args: argparse.Namespace) -> None:
     if args.prompt and args.text_features:
         raise UserError("--prompt makes the class text that --text_features holds: give one of them")
     if args.test_dataset and Path(args.test_dataset).resolve() == Path(args.dataset).resolve():
-        raise UserError("--test_dataset is the --dataset itself, which is tested on anyway: leave it out, or give another")
+        raise UserError(
+            "--test_dataset is the --dataset itself, which is tested on anyway: leave it out, or give another"
+        )
     if args.direct and args.features:
         raise UserError("--features keeps what --direct does not make: give one of them")
     check_test_model(args, validates=will_validate(args))

@@ -340,20 +340,25 @@ def trust_table(board: Board) -> list[Row]:
         ]
     ]
     for weights in board.weights:
-        for place in board.places_of(weights.name):
+        places = board.places_of(weights.name)
+        if drawn := [place for place in places if place.made_up]:
+            names = f"all {len(drawn)} that are made up" if len(drawn) > 1 else readable(drawn[0].name)
+            table.append([weights.name, names, pretraining_of(weights), "made up", "–", "–"])
+        for place in places:
+            if place.made_up:
+                continue
             entries = board.methods_in(weights.name, place.name)
             control = board.entry(weights.name, place.name, board.control)
             known = place.overlap.get(weights.pretraining)
             row = [weights.name, readable(place.name), pretraining_of(weights)]
             if known is None:
-                table.append([*row, "made up" if place.made_up else "not listed", "–", "–"])
+                table.append([*row, "not listed", "–", "–"])
                 continue
-            shared = entries[0].tested(known)
-            asked = len(entries[0].by_class)
             both = [
                 f"{number(e.accuracy[0])} / {number(e.without(known))}" if e else "–" for e in (control, entries[0])
             ]
-            table.append([*row, f"{len(shared)} of {asked}", both[0], f"{entries[0].method}: {both[1]}"])
+            shared = f"{len(entries[0].tested(known))} of {len(entries[0].by_class)}"
+            table.append([*row, shared, both[0], f"{entries[0].method}: {both[1]}"])
     return table
 
 
@@ -421,6 +426,14 @@ def order_sentence(board: Board, backbone: str) -> str:
         f"The order of methods differs beyond chance on {len(axes)} of {len(board.axes)} axes ({len(reversals)} pairs of "
         f"methods; paired episodes of an axis, Holm's correction): {examples}."
     )
+
+
+def by_reason(board: Board) -> dict[str, list[str]]:
+    """The runs that are missing, by what is said of them."""
+    runs: dict[str, list[str]] = {}
+    for name, why in board.missing.items():
+        runs.setdefault(why, []).append(name)
+    return runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -507,6 +520,7 @@ def html(board: Board) -> str:
         trust=trust_table(board),
         tuning=tuning_table(board),
         notes=notes(board),
+        missing=by_reason(board),
         shade=shade,
         readable=readable,
         pretraining_of=pretraining_of,
@@ -539,7 +553,7 @@ def markdown(board: Board) -> str:
     for heading, table in sections(board):
         parts += [f"## {heading}", markdown_table(table)]
     if board.missing:
-        parts += ["## Not there", "\n".join(f"- {name}: {why}" for name, why in board.missing.items())]
+        parts += ["## Not there", "\n".join(f"- {why}: {', '.join(names)}" for why, names in by_reason(board).items())]
     parts += [f"`{board.command}`", ", ".join(f"{name} {version}" for name, version in board.versions.items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -58,6 +58,29 @@ def test_order_is_that_of_the_public_lists_which_write_indices(name, part, index
     assert list(classes_of(name)[part])[index] == label
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_classes_that_pretraining_has_seen_are_classes_of_both_lists(name):
+    from torchvision.models._meta import _IMAGENET_CATEGORIES, _KINETICS400_CATEGORIES
+
+    import backbones.torchvision_import  # noqa: F401  (before torchvision, beside a torch for CPUs)
+
+    lists = {"kinetics400": _KINETICS400_CATEGORIES, "imagenet1k": _IMAGENET_CATEGORIES}
+    test = classes_of(name)["test"]
+    found = json.loads((SPLITS / name / "overlap.json").read_text(encoding="utf-8"))["pretraining"]
+    assert found.keys() == lists.keys()
+    for pretraining, overlap in found.items():
+        assert overlap.keys() == {"source", "how", "classes"}
+        assert list(overlap["classes"]) == [label for label in test if label in overlap["classes"]]
+        for known in overlap["classes"].values():
+            assert known
+            assert set(known) <= set(lists[pretraining])
+
+
+def test_a_split_of_kinetics_is_known_to_kinetics_as_a_whole():
+    overlap = json.loads((SPLITS / "kinetics_cmn" / "overlap.json").read_text(encoding="utf-8"))["pretraining"]
+    assert list(overlap["kinetics400"]["classes"]) == list(classes_of("kinetics_cmn")["test"])
+
+
 def test_leaks_between_the_two_something_splits_are_as_the_docs_say():
     small, full = classes_of("ssv2_cmn_small"), classes_of("ssv2_otam")
     assert len(set(small["train"]) & set(full["test"])) == 9
