@@ -54,6 +54,7 @@ class Weights:
     frozen: bool
     flags: str
     base: str | None
+    base_set: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +366,7 @@ def trust_table(board: Board) -> list[Row]:
 def pretraining_of(weights: Weights) -> str:
     known = {"kinetics400": "Kinetics-400", "imagenet1k": "ImageNet-1k"}
     if weights.base is not None:
-        return "training classes of the set"
+        return f"training classes of {'the set' if weights.base_set is None else readable(weights.base_set)}"
     return known.get(weights.pretraining, weights.pretraining)
 
 

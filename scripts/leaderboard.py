@@ -79,14 +79,16 @@ class DataSet:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """flags: of run.py. base: flags of run_supervised.py, by which it is first trained on the training classes of each set.
-    pretraining: what its weights have seen; "kinetics400" and "imagenet1k" are looked up in splits/*/overlap.json."""
+    """flags: of run.py. base: flags of run_supervised.py, by which it is first trained on the training classes of `base_set`,
+    or where that is not given of each set. pretraining: what its weights have seen; "kinetics400" and "imagenet1k" are
+    looked up in splits/*/overlap.json."""
 
     name: str
     flags: str
     pretraining: str = "nothing"
     frozen: bool = False
     base: str | None = None
+    base_set: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +128,15 @@ def read_plan(path: Path, given: Mapping[str, str]) -> Plan:
         raise unknown_name(f"entry of {path}", min(extra), known | {"suite"})
     content |= {
         "methods": methods,
-        "backbones": [made(Backbone, path, name=n, **entry) for n, entry in table(content, "backbones", path).items()],
+        "backbones": [
+            made(Backbone, path, {"name": n, **entry}) for n, entry in table(content, "backbones", path).items()
+        ],
         "sets": [
-            *(made(DataSet, path, name=n, **{**entry, **given_path(given, n)}) for n, entry in sets.items()),
+            *(made(DataSet, path, {"name": n, **entry, **given_path(given, n)}) for n, entry in sets.items()),
             *(suite_sets(suite, path) if suite else []),
         ],
     }
-    plan = made(Plan, path, **content)
+    plan = made(Plan, path, content)
     check_plan(plan, path)
     return plan
 
@@ -161,19 +165,19 @@ def given_path(given: Mapping[str, str], name: str) -> dict[str, str]:
     return {"path": given[name]} if name in given else {}
 
 
-def made(kind: type[Any], path: Path, **entries: Any) -> Any:
+def made(kind: type[Any], source: Path, entries: Mapping[str, Any]) -> Any:
     """A dataclass of entries of the file. Raises UserError where they are not its fields, or not of their types."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if extra := entries.keys() - fields.keys():
-        raise unknown_name(f"entry of {path}", min(extra), fields)
+        raise unknown_name(f"entry of {source}", min(extra), fields)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if name not in entries and required:
-            raise UserError(f"{path} lacks '{name}': docs/leaderboard.md describes the file")
+            raise UserError(f"{source} lacks '{name}': docs/leaderboard.md describes the file")
         expected = re.split(r"[\[ ]", str(field.type))[0]
         value = entries.get(name)
         if name in entries and type(value).__name__ != expected and value is not None:
-            raise UserError(f"{path}: '{name}' is {value!r}, expected {field.type}")
+            raise UserError(f"{source}: '{name}' is {value!r}, expected {field.type}")
     return kind(**entries)
 
 
@@ -206,6 +210,9 @@ def check_plan(plan: Plan, path: Path) -> None:
     for what in ("methods", "backbones", "sets", "seeds", "learning_rates"):
         if not getattr(plan, what):
             raise UserError(f"{path}: expected at least one of {what}")
+    for backbone in plan.backbones:
+        if backbone.base_set is not None and backbone.base_set not in plan.set_named:
+            raise unknown_name(f"set of backbone '{backbone.name}' in {path}", backbone.base_set, plan.set_named)
     for name, both in plan.cross_domain.items():
         if both.keys() != {"train", "test"}:
             raise UserError(f"{path}: [cross_domain] '{name}' is {both}, expected {{train = SET, test = SET}}")
@@ -240,8 +247,12 @@ class Runs:
     def path_of(self, data: DataSet) -> Path:
         return Path(data.path) if data.path is not None else self.out / "sets" / data.name
 
+    def base_set(self, data: DataSet, backbone: Backbone) -> DataSet:
+        """The set that a backbone for `data` is first trained on."""
+        return data if backbone.base_set is None else self.plan.set_named[backbone.base_set]
+
     def base_folder(self, data: DataSet, backbone: Backbone) -> Path:
-        return self.out / "base" / data.name / backbone.name
+        return self.out / "base" / self.base_set(data, backbone).name / backbone.name
 
     def folder(self, cell: Cell, rate: float | None, seed: int) -> Path:
         name = f"seed_{seed}" if rate is None else f"rate_{rate:g}-seed_{seed}"
@@ -251,14 +262,8 @@ class Runs:
         return self.out / "cross_domain" / name / cell.backbone.name / cell.method / f"seed_{seed}"
 
     def base_argv(self, data: DataSet, backbone: Backbone) -> list[str]:
-        where = [
-            "-c",
-            str(self.base_folder(data, backbone)),
-            "--dataset",
-            str(self.path_of(data)),
-            "--num_workers",
-            "0",
-        ]
+        path = self.path_of(self.base_set(data, backbone))
+        where = ["-c", str(self.base_folder(data, backbone)), "--dataset", str(path), "--num_workers", "0"]
         return [*where, *shlex.split(backbone.flags), *shlex.split(backbone.base or "")]
 
     def argv(self, cell: Cell, rate: float | None, seed: int) -> list[str]:
@@ -412,6 +417,12 @@ def work(job: Job, threads: int, gpu: str | None) -> None:
     sys.exit(job.run())
 
 
+def import_all() -> None:
+    """Imports what a run imports late, so that its process has it already."""
+    import jinja2  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+
 class Workers:
     """Runs jobs, `slots` at a time. Stops them all when this process is stopped."""
 
@@ -422,9 +433,12 @@ class Workers:
 
     def do(self, jobs: Iterable[Job]) -> None:
         """Runs those of the jobs that are not done. A job that fails is told and left."""
-        todo = [job for job in jobs if not job.done(job.folder)]
-        for job in todo:
+        jobs = list(jobs)
+        for job in jobs:
             job.check()
+        todo = [job for job in jobs if not job.done(job.folder)]
+        if todo:
+            import_all()
         context = multiprocessing.get_context("fork")
         free, at_work = list(range(self.slots)), {}
         try:
@@ -489,17 +503,17 @@ def make_sets(runs: Runs, sets: Iterable[DataSet], jobs: int) -> None:
 
 
 def base_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:
-    pairs = {(cell.data.name, cell.backbone.name): cell for cell in cells if cell.backbone.base is not None}
+    trained = {runs.base_folder(cell.data, cell.backbone): cell for cell in cells if cell.backbone.base is not None}
     return [
         Job(
-            f"base training of {cell.backbone.name} on {cell.data.name}",
+            f"base training of {cell.backbone.name} on {runs.base_set(cell.data, cell.backbone).name}",
             runs.base_folder(cell.data, cell.backbone),
             runs.base_argv(cell.data, cell.backbone),
             run_supervised.main,
             lambda folder: (folder / FINAL).exists(),
             [*shlex.split(cell.backbone.flags), *shlex.split(cell.backbone.base or "")],
         )
-        for cell in pairs.values()
+        for cell in trained.values()
     ]
 
 
@@ -597,7 +611,7 @@ def board_of(runs: Runs, file: Path) -> Board:
         rates=plan.learning_rates,
         seeds=plan.seeds,
         places=places,
-        weights=[Weights(b.name, b.pretraining, b.frozen, b.flags, b.base) for b in plan.backbones],
+        weights=[Weights(b.name, b.pretraining, b.frozen, b.flags, b.base, b.base_set) for b in plan.backbones],
         methods=plan.methods,
         method_flags=plan.method_flags,
         entries=[entry for entry in entries if entry is not None],
@@ -682,6 +696,7 @@ def make_board(args: argparse.Namespace) -> int:
     with Termination():
         tested_on = {both["test"] for both in plan.cross_domain.values() if both["train"] in {c.data.name for c in own}}
         needed = {cell.data.name for cell in own} | tested_on
+        needed |= {runs.base_set(cell.data, cell.backbone).name for cell in own if cell.backbone.base is not None}
         make_sets(runs, [data for data in plan.sets if data.name in needed], workers.slots)
         stages: list[Callable[[Runs, Sequence[Cell]], list[Job]]]
         stages = [base_jobs, leaders, tuning_jobs, seed_jobs, cross_jobs]
