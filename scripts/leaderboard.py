@@ -240,8 +240,9 @@ class Cell:
 class Runs:
     """Where the runs of a plan are, what they are asked for, and how they stand."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
-        self.plan, self.out = plan, out
+    def __init__(self, plan: Plan, out: Path, weights: Mapping[str, str]) -> None:
+        """weights: files of backbones by name."""
+        self.plan, self.out, self.weights = plan, out, weights
         self._trains: dict[tuple[str, str], bool] = {}
 
     def path_of(self, data: DataSet) -> Path:
@@ -281,6 +282,8 @@ class Runs:
             where += ["--features", str(self.out / "features")]
         if backbone.base is not None:
             where += ["-pt", str(self.base_folder(cell.data, backbone) / FINAL)]
+        elif backbone.name in self.weights:
+            where += ["-pt", self.weights[backbone.name]]
         return [*where, *self.asked(cell, rate, seed)]
 
     def asked(self, cell: Cell, rate: float | None, seed: int) -> list[str]:
@@ -642,6 +645,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=PATH", help="where a set of the file lies; may be repeated"
     )
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=FILE",
+        help="weights of a backbone of the file, as -pt of run.py; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="do the I-th of N parts, each a job of its own")
     parser.add_argument("--jobs", type=int, least=1, help="runs at a time; unset: one for each GPU, or else each core")
     parser.add_argument("--list", action="store_true", help="print all runs and how they stand, and stop")
@@ -656,10 +663,11 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def given_sets(words: Sequence[str]) -> dict[str, str]:
+def places_of(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """Paths by name, of words such as NAME=PATH."""
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (_, equals, path) in zip(words, pairs, strict=True) if not equals or not path]:
-        raise UserError(f"--set is {wrong[0]}: expected NAME=PATH")
+        raise UserError(f"{flag} is {wrong[0]}: expected NAME=PATH")
     return {name: path for name, _, path in pairs}
 
 
@@ -683,8 +691,11 @@ def with_places(plan: Plan) -> Plan:
 
 
 def make_board(args: argparse.Namespace) -> int:
-    plan = with_places(read_plan(args.file, given_sets(args.set)))
-    runs = Runs(plan, args.out or Path("runs") / args.file.stem)
+    plan = with_places(read_plan(args.file, places_of("--set", args.set)))
+    weights = places_of("--weights", args.weights)
+    if unknown := weights.keys() - {backbone.name for backbone in plan.backbones}:
+        raise unknown_name("backbone", min(unknown), [backbone.name for backbone in plan.backbones])
+    runs = Runs(plan, args.out or Path("runs") / args.file.stem, weights)
     index, count = shard_of(args.shard)
     cells = runs.cells()
     own = cells[index - 1 :: count]
