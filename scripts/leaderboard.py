@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import re
@@ -143,11 +144,12 @@ def read_plan(path: Path, given: Mapping[str, str]) -> Plan:
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        import tomllib  # of Python 3.11
+        tomllib = importlib.import_module("tomllib")
     except ImportError as error:
         raise UserError("the leaderboard reads TOML, which takes Python 3.11 or later: use one") from error
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return content
     except (OSError, ValueError) as error:
         raise UserError(
             f"could not read {path} as TOML ({error}): expected a file as docs/leaderboard.md describes"
@@ -443,7 +445,8 @@ class Workers:
         if todo:
             import_all()
         context = multiprocessing.get_context("fork")
-        free, at_work = list(range(self.slots)), {}
+        free = list(range(self.slots))
+        at_work: dict[Any, tuple[Any, Job, int, float]] = {}  # by sentinel: process, job, slot, start
         try:
             while todo or at_work:
                 while todo and free:
@@ -588,7 +591,9 @@ def entry_of(runs: Runs, cell: Cell, place: str, folder_of: Callable[[int], Path
 
 def board_of(runs: Runs, file: Path) -> Board:
     """All that is finished, and what is not and why."""
-    plan, entries, missing = runs.plan, [], {}
+    plan = runs.plan
+    entries: list[Entry | None] = []
+    missing: dict[str, str] = {}
     for cell in runs.cells():
         rated = bool(runs.validations(cell))
         wanted = tuning_jobs(runs, [cell]) + (seed_jobs(runs, [cell]) if rated else [])

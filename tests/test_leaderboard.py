@@ -24,6 +24,8 @@ from results.runs import read_run, read_test
 from results.statistics import holm, mean_interval, p_value, t_quantile, t_share
 from scripts import leaderboard
 
+pytest.importorskip("tomllib")
+
 PLAN = """
 title = "A small board"
 note = "Of <textures>."
