@@ -35,12 +35,14 @@ MANY = 6  # sets: with more of them, they stand below each other and methods bes
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What is tested on. overlap: by pretraining set, the test classes that it has. trained_on: where that is another set."""
+    """What is tested on. classes: of its test split, where they are listed; overlap: by pretraining set, those that it has.
+    trained_on: where that is another set."""
 
     name: str
     made_up: bool = False
     axis: str | None = None
     level: int = 0
+    classes: Sequence[str] = ()
     overlap: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     trained_on: str | None = None
 
@@ -352,8 +354,9 @@ def trust_table(board: Board) -> list[Row]:
             control = board.entry(weights.name, place.name, board.control)
             known = place.overlap.get(weights.pretraining)
             row = [weights.name, readable(place.name), pretraining_of(weights)]
-            if known is None:
-                table.append([*row, "not listed", "–", "–"])
+            if known is None or not is_of(entries[0], place.classes):
+                reason = "not listed" if known is None else "its classes have other names"
+                table.append([*row, reason, "–", "–"])
                 continue
             both = [
                 f"{number(e.accuracy[0])} / {number(e.without(known))}" if e else "–" for e in (control, entries[0])
@@ -361,6 +364,11 @@ def trust_table(board: Board) -> list[Row]:
             shared = f"{len(entries[0].tested(known))} of {len(entries[0].by_class)}"
             table.append([*row, shared, both[0], f"{entries[0].method}: {both[1]}"])
     return table
+
+
+def is_of(entry: Entry, classes: Sequence[str]) -> bool:
+    """Whether all classes that were asked for are among these."""
+    return entry.by_class.keys() <= {plain_name(label) for label in classes}
 
 
 def pretraining_of(weights: Weights) -> str:
@@ -578,7 +586,7 @@ def csv_rows(board: Board) -> Iterator[dict[str, Any]]:
     for key, entry in board.by_place.items():
         place, weights = places[entry.place], pretraining[entry.backbone]
         comparison = board.against_control.get(key)
-        known = place.overlap.get(weights.pretraining)
+        known = place.overlap.get(weights.pretraining) if is_of(entry, place.classes) else None
         first = {
             "class_interval_low": entry.over_classes[0], "class_interval_high": entry.over_classes[1],
             "minus_control": comparison.difference.points if comparison else "",

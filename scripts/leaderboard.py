@@ -604,13 +604,10 @@ def board_of(runs: Runs, file: Path) -> Board:
                 if both["train"] == cell.data.name:
                     entries.append(entry_of(runs, cell, name, partial(runs.cross_folder, name, cell)))
     missing |= {job.name: reason(job.folder) for job in cross_jobs(runs, runs.cells()) if not is_done(job.folder)}
-    places = [
-        Place(data.name, data.make is not None and data.path is None, data.axis, data.level, overlap_of(data.split))
-        for data in plan.sets
-    ]
+    places = [place_of(data.name, data) for data in plan.sets]
     for name, both in plan.cross_domain.items():
-        target = plan.set_named[both["test"]]
-        places.append(Place(name, target.path is None, overlap=overlap_of(target.split), trained_on=both["train"]))
+        there = place_of(name, plan.set_named[both["test"]])
+        places.append(dataclasses.replace(there, axis=None, level=0, trained_on=both["train"]))
     return Board(
         title=plan.title,
         note=plan.note,
@@ -629,14 +626,20 @@ def board_of(runs: Runs, file: Path) -> Board:
     )
 
 
-def overlap_of(split: str | None) -> dict[str, dict[str, list[str]]]:
-    """By pretraining set, the test classes that it has, each with what they are called there."""
-    if split is None:
-        return {}
-    path = ROOT / "splits" / split / "overlap.json"
-    if not path.exists():
-        raise unknown_name("split", split, [folder.parent.name for folder in path.parents[1].glob("*/overlap.json")])
-    return {name: found["classes"] for name, found in read_json(path)["pretraining"].items()}
+def place_of(name: str, data: DataSet) -> Place:
+    """A set to test on, with what splits/ knows of its test classes."""
+    place = Place(name, data.path is None, data.axis, data.level)
+    if data.split is None:
+        return place
+    folder = ROOT / "splits" / data.split
+    if not (folder / "overlap.json").exists():
+        raise unknown_name("split", data.split, [path.parent.name for path in folder.parent.glob("*/overlap.json")])
+    pretraining = read_json(folder / "overlap.json")["pretraining"]
+    return dataclasses.replace(
+        place,
+        classes=list(read_json(folder / "classes.json")["test"]),
+        overlap={name: found["classes"] for name, found in pretraining.items()},
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -232,9 +232,13 @@ def test_accuracy_without_known_classes_is_over_the_queries_of_others(tmp_path: 
     assert made.by_class == {"run": (4, 3), "sit": (4, 1)}
     assert made.without(["Sit"]) == 75
     assert math.isnan(made.without(["Sit", "R u n"]))
-    place = Place("real", overlap={"kinetics400": {"Sit": ["sitting"], "fly": ["flying"]}})
+    place = Place(
+        "real", classes=["Sit", "Run!", "fly"], overlap={"kinetics400": {"Sit": ["sitting"], "fly": ["flying"]}}
+    )
     (row,) = trust_table(board([made], [place]))[1:]
     assert row == ["net", "real", "Kinetics-400", "1 of 2", "50.0 / 75.0", "tsn: 50.0 / 75.0"]
+    (other,) = trust_table(board([made], [dataclasses.replace(place, classes=["Sit", "fly"])]))[1:]
+    assert other[3] == "its classes have other names"
     assert "| net | real | Kinetics-400 | 1 of 2 |" in markdown(board([made], [place]))
 
 
