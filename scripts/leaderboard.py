@@ -242,9 +242,10 @@ class Cell:
 class Runs:
     """Where the runs of a plan are, what they are asked for, and how they stand."""
 
-    def __init__(self, plan: Plan, out: Path, weights: Mapping[str, str]) -> None:
-        """weights: files of backbones by name."""
+    def __init__(self, plan: Plan, out: Path, weights: Mapping[str, str], num_workers: int = 0) -> None:
+        """weights: files of backbones by name. num_workers: processes that read ahead for each run."""
         self.plan, self.out, self.weights = plan, out, weights
+        self.reading = ["--num_workers", str(num_workers)]
         self._trains: dict[tuple[str, str], bool] = {}
 
     def path_of(self, data: DataSet) -> Path:
@@ -266,20 +267,13 @@ class Runs:
 
     def base_argv(self, data: DataSet, backbone: Backbone) -> list[str]:
         path = self.path_of(self.base_set(data, backbone))
-        where = ["-c", str(self.base_folder(data, backbone)), "--dataset", str(path), "--num_workers", "0"]
+        where = ["-c", str(self.base_folder(data, backbone)), "--dataset", str(path), *self.reading]
         return [*where, *shlex.split(backbone.flags), *shlex.split(backbone.base or "")]
 
     def argv(self, cell: Cell, rate: float | None, seed: int) -> list[str]:
         """The command line of run.py for a new run: first where things are, then what is asked for."""
         backbone = cell.backbone
-        where = [
-            "-c",
-            str(self.folder(cell, rate, seed)),
-            "--dataset",
-            str(self.path_of(cell.data)),
-            "--num_workers",
-            "0",
-        ]
+        where = ["-c", str(self.folder(cell, rate, seed)), "--dataset", str(self.path_of(cell.data)), *self.reading]
         if backbone.frozen:
             where += ["--features", str(self.out / "features")]
         if backbone.base is not None:
@@ -389,7 +383,9 @@ class Job:
                 return 0
             started = time.perf_counter()
             resumes = (self.folder / "args.json").exists()
-            code = self.main(["-c", str(self.folder), "-r", "--num_workers", "0"] if resumes else self.argv)
+            place = self.argv.index("--num_workers")
+            again = ["-c", str(self.folder), "-r", *self.argv[place : place + 2]]
+            code = self.main(again if resumes else self.argv)
             if (self.folder / "args.json").exists():
                 add_cost(self.folder, time.perf_counter() - started)
             return code
@@ -563,7 +559,7 @@ def cross_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:
                 if checkpoint is not None and is_done(trained):
                     folder = runs.cross_folder(name, cell, seed)
                     argv = ["-c", str(folder), "--test_only", "-m", str(checkpoint), "--test_dataset", str(other)]
-                    jobs.append(Job(f"{name}: {cell}, seed {seed}", folder, [*argv, "--num_workers", "0"]))
+                    jobs.append(Job(f"{name}: {cell}, seed {seed}", folder, [*argv, *runs.reading]))
     return jobs
 
 
@@ -659,6 +655,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="do the I-th of N parts, each a job of its own")
     parser.add_argument("--jobs", type=int, least=1, help="runs at a time; unset: one for each GPU, or else each core")
+    parser.add_argument("--num_workers", type=int, default=0, least=0, help="processes that read ahead, for each run")
     parser.add_argument("--list", action="store_true", help="print all runs and how they stand, and stop")
     return parser.parse_args(argv)
 
@@ -703,7 +700,7 @@ def make_board(args: argparse.Namespace) -> int:
     weights = places_of("--weights", args.weights)
     if unknown := weights.keys() - {backbone.name for backbone in plan.backbones}:
         raise unknown_name("backbone", min(unknown), [backbone.name for backbone in plan.backbones])
-    runs = Runs(plan, args.out or Path("runs") / args.file.stem, weights)
+    runs = Runs(plan, args.out or Path("runs") / args.file.stem, weights, args.num_workers)
     index, count = shard_of(args.shard)
     cells = runs.cells()
     own = cells[index - 1 :: count]
