@@ -179,6 +179,37 @@ def test_wrong_words_are_one_sentence(dataset: Path, plan: Callable[..., Path], 
     assert "expected I/N" in script.fails(plan(), "--set", f"textures={dataset}", "--shard", "3/2")
 
 
+def test_a_suite_is_the_plain_set_and_each_axis_at_each_level(tmp_path: Path, plan: Callable[..., Path]) -> None:
+    """One base training serves them all, and what was trained on one is tested on another."""
+    suite = """[suite]
+axes = ["speed", "order"]
+levels = [1, 3]
+make = "--size 32"
+[cross_domain]
+harder = { train = "base", test = "speed_3" }
+[backbones.net]
+flags = "--backbone conv4 --no_pretrained"
+base = "--epochs 1"
+base_set = "base"
+"""
+    read = leaderboard.read_plan(plan("[sets.textures]", suite), {})
+    assert {data.name: data.make for data in read.sets} == {
+        "base": "--size 32",
+        "speed_1": "--axis speed --level 1 --size 32", "speed_3": "--axis speed --level 3 --size 32",
+        "order_1": "--axis order --level 1 --size 32", "order_3": "--axis order --level 3 --size 32",
+    }  # fmt: skip
+    runs = leaderboard.Runs(read, tmp_path, {})
+    cells = runs.cells()
+    assert len(cells) == len(set(cells)) == 5 * 2 * 3
+    (base,) = leaderboard.base_jobs(runs, cells)
+    assert base.argv[:4] == ["-c", f"{tmp_path}/base/base/net", "--dataset", f"{tmp_path}/sets/base"]
+    trained = [cell for cell in cells if cell.backbone.name == "net" and cell.data.name == "order_3"]
+    argv = runs.argv(trained[0], 0.1, 3)
+    assert argv[argv.index("-pt") + 1] == f"{tmp_path}/base/base/net/checkpoint_final.pt"
+    assert "--no_pretrained" not in argv
+    assert "--freeze_backbone" not in argv
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is made of the runs' numbers
 
