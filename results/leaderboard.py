@@ -294,7 +294,7 @@ def matrix(board: Board, backbone: str) -> Matrix:
 
 
 DETAILS = ("method", "accuracy, %", "over classes, %", "minus control", "p (Holm)", "rate", "time, s", "memory, MB",
-           "trained", "inductive", "class names", "chosen on", "marks")  # fmt: skip
+           "chosen on", "marks")  # fmt: skip
 
 
 def details(board: Board, backbone: str, place: str) -> list[Row]:
@@ -311,9 +311,7 @@ def details(board: Board, backbone: str, place: str) -> list[Row]:
         rows.append([
             entry.method, accuracy_cell(board, entry), f"{number(low)} to {number(high)}", *difference,
             "–" if entry.rate is None else f"{entry.rate:g}", number(median(entry.seconds)) if entry.seconds else "–",
-            f"{entry.memory / 1e6:.0f}" if entry.memory else "–", shown_count(entry.results.get("trained_parameters")),
-            yes(entry.results.get("inductive")), yes(entry.uses_class_text), entry.results["selected_on"],
-            ", ".join(entry.marks),
+            f"{entry.memory / 1e6:.0f}" if entry.memory else "–", entry.results["selected_on"], ", ".join(entry.marks),
         ])  # fmt: skip
     return [list(DETAILS), *rows]
 
@@ -328,6 +326,26 @@ def shown_count(parameters: int | None) -> str:
 
 def yes(holds: bool | None) -> str:
     return "–" if holds is None else "yes" if holds else "no"
+
+
+def methods_table(board: Board) -> list[Row]:
+    """What each method is: how many weights were trained on each backbone, and what it needs beside the frames of a query."""
+    names = [weights.name for weights in board.weights]
+    rows = []
+    for method in board.methods:
+        own = [entry for entry in board.entries if entry.method == method]
+        if not own:
+            continue
+        first = {entry.backbone: entry.results.get("trained_parameters") for entry in reversed(own)}
+        rows.append([
+            f"{method} (control)" if method == board.control else method, yes(own[0].results.get("inductive")),
+            yes(own[0].uses_class_text), *(shown_count(first.get(name)) for name in names),
+            " ".join(map(str, own[0].runs)), board.method_flags.get(method, ""),
+        ])  # fmt: skip
+    return [
+        ["method", "inductive", "uses class names", *(f"trained on {name}" for name in names), "seeds", "flags"],
+        *rows,
+    ]
 
 
 def trust_table(board: Board) -> list[Row]:
@@ -408,6 +426,7 @@ def notes(board: Board) -> list[str]:
         "Over classes: 95 % interval when the test classes are drawn again.",
         "The learning rate of each method and set is the best on the validation split at the first seed, of "
         f"{', '.join(f'{rate:g}' for rate in board.rates)}, and then used for all seeds. Test splits have no part in it.",
+        "Inductive: every query is answered by itself. Trained: how many weights a run trained.",
         "Time is the median over seeds of a run's training, validation and test on the machine below, in which several runs "
         "may have shared its cores; memory the most that a run took.",
     ]
@@ -526,6 +545,7 @@ def html(board: Board) -> str:
             for w in board.weights
             for place in board.places_of(w.name)
         },
+        methods=methods_table(board),
         trust=trust_table(board),
         tuning=tuning_table(board),
         notes=notes(board),
@@ -548,6 +568,7 @@ def sections(board: Board) -> Iterator[tuple[str, list[Row]]]:
     """Headings with their tables, as Markdown and LaTeX have them."""
     for weights in board.weights:
         yield f"Accuracy on {weights.name}, %", matrix(board, weights.name).table
+    yield "The methods", methods_table(board)
     yield "What the weights have seen", trust_table(board)
     for weights in board.weights:
         for place in board.places_of(weights.name):

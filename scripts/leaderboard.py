@@ -585,8 +585,8 @@ def entry_of(runs: Runs, cell: Cell, place: str, folder_of: Callable[[int], Path
     )
 
 
-def board_of(runs: Runs, file: Path) -> Board:
-    """All that is finished, and what is not and why."""
+def board_of(runs: Runs, command: str) -> Board:
+    """All that is finished, and what is not and why. command: that made it."""
     plan = runs.plan
     entries: list[Entry | None] = []
     missing: dict[str, str] = {}
@@ -617,7 +617,7 @@ def board_of(runs: Runs, file: Path) -> Board:
         method_flags=plan.method_flags,
         entries=[entry for entry in entries if entry is not None],
         missing=missing,
-        command=f"python scripts/leaderboard.py {file}",
+        command=command,
         versions=versions(),
     )
 
@@ -695,7 +695,7 @@ def with_places(plan: Plan) -> Plan:
     return dataclasses.replace(plan, sets=known, cross_domain=crossing)
 
 
-def make_board(args: argparse.Namespace) -> int:
+def make_board(args: argparse.Namespace, words: Sequence[str]) -> int:
     plan = with_places(read_plan(args.file, places_of("--set", args.set)))
     weights = places_of("--weights", args.weights)
     if unknown := weights.keys() - {backbone.name for backbone in plan.backbones}:
@@ -718,7 +718,7 @@ def make_board(args: argparse.Namespace) -> int:
         stages = [base_jobs, leaders, tuning_jobs, seed_jobs, cross_jobs]
         for stage in stages:
             workers.do(stage(runs, own))
-        pages = write_board(board_of(runs, args.file), runs.out)
+        pages = write_board(board_of(runs, shlex.join(["python", "scripts/leaderboard.py", *words])), runs.out)
     print(
         f"{workers.finished} runs made, {workers.failed} of them failed; wrote {', '.join(p.name for p in pages)} to {runs.out}"
     )
@@ -736,8 +736,8 @@ def print_list(runs: Runs, cells: Sequence[Cell]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    return exit_code(lambda: make_board(parse_args(args)), resume="; start it again to go on")
+    words = arguments(argv)
+    return exit_code(lambda: make_board(parse_args(words), words), resume="; start it again to go on")
 
 
 if __name__ == "__main__":
