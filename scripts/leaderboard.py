@@ -429,7 +429,6 @@ class Workers:
 
     def __init__(self, slots: int, gpus: Sequence[str]) -> None:
         self.slots, self.gpus = slots, gpus
-        self.threads = max(1, (os.cpu_count() or 1) // slots)
         self.finished = self.failed = 0
 
     def do(self, jobs: Iterable[Job]) -> None:
@@ -440,6 +439,7 @@ class Workers:
         todo = [job for job in jobs if not job.done(job.folder)]
         if todo:
             import_all()
+        threads = max(1, torch.get_num_threads() // max(1, min(self.slots, len(todo))))
         context = multiprocessing.get_context("fork")
         free = list(range(self.slots))
         at_work: dict[Any, tuple[Any, Job, int, float]] = {}  # by sentinel: process, job, slot, start
@@ -448,7 +448,7 @@ class Workers:
                 while todo and free:
                     slot, job = free.pop(0), todo.pop(0)
                     gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-                    process = context.Process(target=work, args=(job, self.threads, gpu))
+                    process = context.Process(target=work, args=(job, threads, gpu))
                     process.start()
                     at_work[process.sentinel] = process, job, slot, time.perf_counter()
                 for sentinel in wait(list(at_work)):
