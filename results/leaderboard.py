@@ -71,7 +71,6 @@ class Entry:
     validations: Mapping[float, float]
     seconds: Sequence[float]
     memory: int
-    uses_class_text: bool
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -339,7 +338,7 @@ def methods_table(board: Board) -> list[Row]:
         first = {entry.backbone: entry.results.get("trained_parameters") for entry in reversed(own)}
         rows.append([
             f"{method} (control)" if method == board.control else method, yes(own[0].results.get("inductive")),
-            yes(own[0].uses_class_text), *(shown_count(first.get(name)) for name in names),
+            yes(own[0].results.get("uses_class_text")), *(shown_count(first.get(name)) for name in names),
             " ".join(map(str, own[0].runs)), board.method_flags.get(method, ""),
         ])  # fmt: skip
     return [
@@ -625,7 +624,7 @@ def csv_rows(board: Board) -> Iterator[dict[str, Any]]:
                 "learning_rate": "" if entry.rate is None else entry.rate,
                 "seconds": median(entry.seconds) if entry.seconds else "", "memory_bytes": entry.memory or "",
                 "trained_parameters": entry.results.get("trained_parameters", ""),
-                "inductive": entry.results.get("inductive", ""), "uses_class_text": entry.uses_class_text,
+                "inductive": entry.results.get("inductive", ""), "uses_class_text": entry.results.get("uses_class_text", ""),
                 "selected_on": entry.results["selected_on"], "pretraining": pretraining_of(weights),
                 "trained_on": place.trained_on or "", "tasks": entry.results["tasks"], "marks": "; ".join(entry.marks),
             }  # fmt: skip

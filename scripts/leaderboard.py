@@ -581,7 +581,6 @@ def entry_of(runs: Runs, cell: Cell, place: str, folder_of: Callable[[int], Path
         validations={rate: accuracy for rate, accuracy in runs.validations(cell).items() if rate is not None},
         seconds=[cost["seconds"] for cost in costs],
         memory=max((cost["memory"] for cost in costs), default=0),
-        uses_class_text=getattr(METHODS.get(cell.method), "uses_class_text", False),
     )
 
 

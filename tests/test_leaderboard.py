@@ -214,14 +214,14 @@ base_set = "base"
 # What is made of the runs' numbers
 
 
-def entry(folder: Path, method: str, right: dict[int, list[list[int]]], **how: Any) -> Entry:
+def entry(folder: Path, method: str, right: dict[int, list[list[int]]]) -> Entry:
     runs = {
         seed: read_run(
             read_test(write_run(folder / method / str(seed), hits, episodes=f"of {seed}") / "results.json"), method
         )
         for seed, hits in right.items()
     }
-    return Entry("real", "net", method, runs, 0.1, {0.1: 50.0}, [1.0], 1, False, **how)
+    return Entry("real", "net", method, runs, 0.1, {0.1: 50.0}, [1.0], 1)
 
 
 def board(entries: list[Entry], places: list[Place]) -> Board:
