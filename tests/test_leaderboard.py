@@ -179,6 +179,27 @@ def test_wrong_words_are_one_sentence(dataset: Path, plan: Callable[..., Path], 
     assert "expected I/N" in script.fails(plan(), "--set", f"textures={dataset}", "--shard", "3/2")
 
 
+@pytest.mark.parametrize(
+    ("validations", "chosen"),
+    [
+        ({0.001: [60.0, 40.0], 0.1: [50.0, 61.0]}, 0.1),
+        ({0.001: [60.0], 0.1: [60.0]}, 0.001),
+        ({0.1: [20.0]}, 0.1),
+    ],
+)
+def test_the_rate_is_chosen_by_validation_alone(
+    validations: dict[float, list[float]], chosen: float, tmp_path: Path, plan: Callable[..., Path]
+) -> None:
+    """The best of any of a run's validations, the lower rate where they are equal; a run that failed has no part in it."""
+    runs = leaderboard.Runs(leaderboard.read_plan(plan(), {"textures": "somewhere"}), tmp_path, {})
+    cell = next(cell for cell in runs.cells() if cell.method == "tsn")
+    for rate, accuracies in validations.items():
+        folder = write_run(runs.folder(cell, rate, 0), [[1, 1] if rate < 0.01 else [0, 0]] * 2)
+        rows = [f"2,train,99.0,{rate}", *(f"2,val,{accuracy},{rate}" for accuracy in accuracies)]
+        (folder / "log.csv").write_text("\n".join(["tasks,split,accuracy,learning_rate", *rows]) + "\n")
+    assert runs.chosen(cell) == chosen
+
+
 def test_a_suite_is_the_plain_set_and_each_axis_at_each_level(tmp_path: Path, plan: Callable[..., Path]) -> None:
     """One base training serves them all, and what was trained on one is tested on another."""
     suite = """[suite]
