@@ -497,7 +497,7 @@ def profile_figure(board: Board, backbone: str, columns: int = 5) -> Figure:
         panel.set_visible(False)
     panels[0].set_ylabel("accuracy, %")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(8, len(labels)), fontsize=8)
+    figure.legend(handles, labels, loc="outside upper left", ncols=max(3, int(2.6 * columns)), fontsize=8)
     figure.supxlabel("level of difficulty; 0 is the demo set on every axis", fontsize=8, color=LIGHT["quiet"])
     return figure
 
