@@ -25,15 +25,22 @@ CARDS = (8, 12, 24, 80)  # GB
 CONTEXT = 0.6  # GiB that a CUDA context and its libraries take, and half a GiB is left for fragmentation
 SLACK = 0.5
 
-EPISODE = "--method trx --backbone resnet50 --seq_len 8"
-SETTINGS = (
-    "--precision fp32",
-    "--precision bf16",
-    "--precision fp32 --checkpoint_activations",
-    "--precision bf16 --checkpoint_activations",
-    "--precision bf16 --bn frozen --frames_per_call 80 --checkpoint_activations",
-)
-HEADER: Row = ["setting", "peak", "how", "fits on"]
+SETTINGS = {
+    "--method trx --backbone resnet50": (
+        "--precision fp32",
+        "--precision bf16",
+        "--precision fp32 --checkpoint_activations",
+        "--precision bf16 --checkpoint_activations",
+        "--precision bf16 --bn frozen --frames_per_call 80 --checkpoint_activations",
+    ),
+    "--method otam --backbone clip_vit_b16": (
+        "--precision fp32",
+        "--precision bf16",
+        "--precision bf16 --checkpoint_activations",
+        "--precision bf16 --checkpoint_activations --frames_per_call 80",
+    ),
+}
+HEADER: Row = ["network", "setting", "peak", "how", "fits on"]
 
 
 def build(flags: str) -> CNN_FSHead:
@@ -68,8 +75,8 @@ def measured_peak(flags: str, clips: int, size: int) -> float:
 
 def computed_peak(flags: str, clips: int, size: int, head_bytes: Callable[[CNN_FSHead, Tensor], float]) -> float:
     """Bytes of the step's tensors: the backbone's largest sum, and the head's on top as `head_bytes` finds it."""
+    head = build(flags)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        head = build(flags)
         tracker = MemTracker()
         tracker.track_external(head.backbone)
         with tracker:
@@ -79,7 +86,7 @@ def computed_peak(flags: str, clips: int, size: int, head_bytes: Callable[[CNN_F
             features.float().sum().backward()
         (snapshot,) = tracker.get_tracker_snapshot("peak").values()
         shape = tuple(features.shape)
-    return float(snapshot["Total"]) + head_bytes(build(flags), torch.randn(shape).relu())
+    return float(snapshot["Total"]) + head_bytes(head, torch.randn(shape).relu())
 
 
 def memory_rows(peak_bytes: Callable[[Callable[[], object]], float], *, quick: bool) -> Iterator[Row]:
@@ -98,12 +105,13 @@ def memory_rows(peak_bytes: Callable[[Callable[[], object]], float], *, quick: b
 
         return peak_bytes(work) + sum(p.numel() * p.element_size() for p in own)
 
-    for setting in SETTINGS:
-        flags = f"{EPISODE} {setting}"
-        if torch.cuda.is_available():
-            peak, how = measured_peak(flags, clips, size) / GIB, "measured"
-        else:
-            peak, how = computed_peak(flags, clips, size, head_bytes) / GIB, "computed"
-        needed = peak + CONTEXT + SLACK
-        smallest = next((f"{card} GB" for card in CARDS if needed < card * 1e9 / GIB), "none of them")
-        yield [setting, f"{peak:.1f} GiB", how, smallest]
+    for network, settings in SETTINGS.items():
+        for setting in settings:
+            flags = f"{network} --seq_len 8 {setting}"
+            if torch.cuda.is_available():
+                peak, how = measured_peak(flags, clips, size) / GIB, "measured"
+            else:
+                peak, how = computed_peak(flags, clips, size, head_bytes) / GIB, "computed"
+            needed = peak + CONTEXT + SLACK
+            smallest = next((f"{card} GB" for card in CARDS if needed < card * 1e9 / GIB), "none of them")
+            yield [network, setting, f"{peak:.1f} GiB", how, smallest]
