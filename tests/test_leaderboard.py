@@ -23,6 +23,9 @@ from results.leaderboard import Board, Entry, Place, Weights, markdown, trust_ta
 from results.runs import read_run, read_test
 from results.statistics import holm, mean_interval, p_value, t_quantile, t_share
 from scripts import leaderboard
+from scripts.board.plan import read_plan
+from scripts.board.runs import Runs
+from scripts.board.workers import Workers
 
 pytest.importorskip("tomllib")
 
@@ -80,14 +83,14 @@ def test_a_board_is_stopped_gone_on_with_and_says_what_its_runs_say(
     assert not set(listed[0]) & set(listed[1])
 
     # Stopped from outside when one run is done.
-    told = leaderboard.Workers.tell
+    told = Workers.tell
 
-    def tell(self: leaderboard.Workers, *how: Any) -> None:
+    def tell(self: Workers, *how: Any) -> None:
         told(self, *how)
         raise Terminated
 
     with monkeypatch.context() as patch:
-        patch.setattr(leaderboard.Workers, "tell", tell)
+        patch.setattr(Workers, "tell", tell)
         assert leaderboard.main([str(word) for word in words]) == 143
     assert "start it again to go on" in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
@@ -191,7 +194,7 @@ def test_the_rate_is_chosen_by_validation_alone(
     validations: dict[float, list[float]], chosen: float, tmp_path: Path, plan: Callable[..., Path]
 ) -> None:
     """The best of any of a run's validations, the lower rate where they are equal; a run that failed has no part in it."""
-    runs = leaderboard.Runs(leaderboard.read_plan(plan(), {"textures": "somewhere"}), tmp_path, {})
+    runs = Runs(read_plan(plan(), {"textures": "somewhere"}), tmp_path, {})
     cell = next(cell for cell in runs.cells() if cell.method == "tsn")
     for rate, accuracies in validations.items():
         folder = write_run(runs.folder(cell, rate, 0), [[1, 1] if rate < 0.01 else [0, 0]] * 2)
@@ -213,13 +216,13 @@ flags = "--backbone conv4 --no_pretrained"
 base = "--epochs 1"
 base_set = "base"
 """
-    read = leaderboard.read_plan(plan("[sets.textures]", suite), {})
+    read = read_plan(plan("[sets.textures]", suite), {})
     assert {data.name: data.make for data in read.sets} == {
         "base": "--size 32",
         "speed_1": "--axis speed --level 1 --size 32", "speed_3": "--axis speed --level 3 --size 32",
         "order_1": "--axis order --level 1 --size 32", "order_3": "--axis order --level 3 --size 32",
     }  # fmt: skip
-    runs = leaderboard.Runs(read, tmp_path, {})
+    runs = Runs(read, tmp_path, {})
     cells = runs.cells()
     assert len(cells) == len(set(cells)) == 5 * 2 * 3
     (base,) = leaderboard.base_jobs(runs, cells)
