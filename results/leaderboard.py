@@ -48,14 +48,16 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-    """A backbone: what its weights have seen, whether they stay as they are, and the flags that made it."""
+class Backbone:
+    """flags: of run.py. pretraining: what its weights have seen; "kinetics400" and "imagenet1k" are looked up in
+    splits/*/overlap.json. base: flags of run_supervised.py, by which it is first trained on the training classes of
+    `base_set`, or where that is not given of each set."""
 
     name: str
-    pretraining: str
-    frozen: bool
     flags: str
-    base: str | None
+    pretraining: str = "nothing"
+    frozen: bool = False
+    base: str | None = None
     base_set: str | None = None
 
 
@@ -157,7 +159,7 @@ class Board:
     rates: Sequence[float]
     seeds: Sequence[int]
     places: Sequence[Place]
-    weights: Sequence[Weights]
+    backbones: Sequence[Backbone]
     methods: Sequence[str]
     method_flags: Mapping[str, str]
     entries: Sequence[Entry]
@@ -329,7 +331,7 @@ def yes(holds: bool | None) -> str:
 
 def methods_table(board: Board) -> list[Row]:
     """What each method is: how many weights were trained on each backbone, and what it needs beside the frames of a query."""
-    names = [weights.name for weights in board.weights]
+    names = [backbone.name for backbone in board.backbones]
     rows = []
     for method in board.methods:
         own = [entry for entry in board.entries if entry.method == method]
@@ -359,18 +361,18 @@ def trust_table(board: Board) -> list[Row]:
             "best, all / others, %",
         ]
     ]
-    for weights in board.weights:
-        places = board.places_of(weights.name)
+    for backbone in board.backbones:
+        places = board.places_of(backbone.name)
         if drawn := [place for place in places if place.made_up]:
             names = f"all {len(drawn)} that are made up" if len(drawn) > 1 else readable(drawn[0].name)
-            table.append([weights.name, names, pretraining_of(weights), "made up", "–", "–"])
+            table.append([backbone.name, names, pretraining_of(backbone), "made up", "–", "–"])
         for place in places:
             if place.made_up:
                 continue
-            entries = board.methods_in(weights.name, place.name)
-            control = board.entry(weights.name, place.name, board.control)
-            known = place.overlap.get(weights.pretraining)
-            row = [weights.name, readable(place.name), pretraining_of(weights)]
+            entries = board.methods_in(backbone.name, place.name)
+            control = board.entry(backbone.name, place.name, board.control)
+            known = place.overlap.get(backbone.pretraining)
+            row = [backbone.name, readable(place.name), pretraining_of(backbone)]
             if known is None or not is_of(entries[0], place.classes):
                 reason = "not listed" if known is None else "its classes have other names"
                 table.append([*row, reason, "–", "–"])
@@ -388,11 +390,11 @@ def is_of(entry: Entry, classes: Sequence[str]) -> bool:
     return entry.by_class.keys() <= {plain_name(label) for label in classes}
 
 
-def pretraining_of(weights: Weights) -> str:
+def pretraining_of(backbone: Backbone) -> str:
     known = {"kinetics400": "Kinetics-400", "imagenet1k": "ImageNet-1k"}
-    if weights.base is not None:
-        return f"training classes of {'the set' if weights.base_set is None else readable(weights.base_set)}"
-    return known.get(weights.pretraining, weights.pretraining)
+    if backbone.base is not None:
+        return f"training classes of {'the set' if backbone.base_set is None else readable(backbone.base_set)}"
+    return known.get(backbone.pretraining, backbone.pretraining)
 
 
 def tuning_table(board: Board) -> list[Row]:
@@ -518,10 +520,10 @@ def write_board(board: Board, folder: Path) -> list[Path]:
     write_csv(folder / "leaderboard.csv", COLUMNS, csv_rows(board))
     files = [*(folder / name for name in texts), folder / "leaderboard.csv"]
     if board.axes:
-        for weights in board.weights:
-            path = folder / ("profile.png" if len(board.weights) == 1 else f"profile_{weights.name}.png")
+        for backbone in board.backbones:
+            path = folder / ("profile.png" if len(board.backbones) == 1 else f"profile_{backbone.name}.png")
             with house_style():
-                save_picture(profile_figure(board, weights.name), path)
+                save_picture(profile_figure(board, backbone.name), path)
             files.append(path)
     return files
 
@@ -529,20 +531,20 @@ def write_board(board: Board, folder: Path) -> list[Path]:
 def html(board: Board) -> str:
     with house_style():
         profiles = {
-            w.name: svg(profile_figure(board, w.name), "accuracy by axis and level")
-            for w in board.weights
+            backbone.name: svg(profile_figure(board, backbone.name), "accuracy by axis and level")
+            for backbone in board.backbones
             if board.axes
         }
     return page(
         "leaderboard.html.j2",
         board=board,
-        matrices={w.name: matrix(board, w.name) for w in board.weights},
+        matrices={backbone.name: matrix(board, backbone.name) for backbone in board.backbones},
         profiles=profiles,
-        sentences={w.name: order_sentence(board, w.name) for w in board.weights if board.axes},
+        sentences={backbone.name: order_sentence(board, backbone.name) for backbone in board.backbones if board.axes},
         details={
-            (w.name, place.name): details(board, w.name, place.name)
-            for w in board.weights
-            for place in board.places_of(w.name)
+            (backbone.name, place.name): details(board, backbone.name, place.name)
+            for backbone in board.backbones
+            for place in board.places_of(backbone.name)
         },
         methods=methods_table(board),
         trust=trust_table(board),
@@ -565,20 +567,20 @@ def shade(entry: Entry | None) -> int:
 
 def sections(board: Board) -> Iterator[tuple[str, list[Row]]]:
     """Headings with their tables, as Markdown and LaTeX have them."""
-    for weights in board.weights:
-        yield f"Accuracy on {weights.name}, %", matrix(board, weights.name).table
+    for backbone in board.backbones:
+        yield f"Accuracy on {backbone.name}, %", matrix(board, backbone.name).table
     yield "The methods", methods_table(board)
     yield "What the weights have seen", trust_table(board)
-    for weights in board.weights:
-        for place in board.places_of(weights.name):
-            yield f"{readable(place.name)} on {weights.name}", details(board, weights.name, place.name)
+    for backbone in board.backbones:
+        for place in board.places_of(backbone.name):
+            yield f"{readable(place.name)} on {backbone.name}", details(board, backbone.name, place.name)
     if board.rates and len(tuning := tuning_table(board)) > 1:
         yield "Validation accuracy by learning rate, %", tuning
 
 
 def markdown(board: Board) -> str:
     parts = [f"# {board.title}", board.note, f"Budget: `{board.budget}`", *notes(board)]
-    parts += [order_sentence(board, weights.name) for weights in board.weights if board.axes]
+    parts += [order_sentence(board, backbone.name) for backbone in board.backbones if board.axes]
     for heading, table in sections(board):
         parts += [f"## {heading}", markdown_table(table)]
     if board.missing:
@@ -601,12 +603,12 @@ COLUMNS = ("set", "backbone", "method", "way", "shot", "seeds", "accuracy", "see
 
 def csv_rows(board: Board) -> Iterator[dict[str, Any]]:
     """A row for each entry and each way and shot that it was tested at; what is of the first size alone stands there."""
-    pretraining = {weights.name: weights for weights in board.weights}
+    backbones = {backbone.name: backbone for backbone in board.backbones}
     places = {place.name: place for place in board.places}
     for key, entry in board.by_place.items():
-        place, weights = places[entry.place], pretraining[entry.backbone]
+        place, backbone = places[entry.place], backbones[entry.backbone]
         comparison = board.against_control.get(key)
-        known = place.overlap.get(weights.pretraining) if is_of(entry, place.classes) else None
+        known = place.overlap.get(backbone.pretraining) if is_of(entry, place.classes) else None
         first = {
             "class_interval_low": entry.over_classes[0], "class_interval_high": entry.over_classes[1],
             "minus_control": comparison.difference.points if comparison else "",
@@ -625,6 +627,6 @@ def csv_rows(board: Board) -> Iterator[dict[str, Any]]:
                 "seconds": median(entry.seconds) if entry.seconds else "", "memory_bytes": entry.memory or "",
                 "trained_parameters": entry.results.get("trained_parameters", ""),
                 "inductive": entry.results.get("inductive", ""), "uses_class_text": entry.results.get("uses_class_text", ""),
-                "selected_on": entry.results["selected_on"], "pretraining": pretraining_of(weights),
+                "selected_on": entry.results["selected_on"], "pretraining": pretraining_of(backbone),
                 "trained_on": place.trained_on or "", "tasks": entry.results["tasks"], "marks": "; ".join(entry.marks),
             }  # fmt: skip

@@ -19,7 +19,7 @@ from script_runs import Script, write_run
 
 import run
 from engine.stopping import Terminated
-from results.leaderboard import Board, Entry, Place, Weights, markdown, trust_table
+from results.leaderboard import Backbone, Board, Entry, Place, markdown, trust_table
 from results.runs import read_run, read_test
 from results.statistics import holm, mean_interval, p_value, t_quantile, t_share
 from scripts import leaderboard
@@ -249,9 +249,9 @@ def entry(folder: Path, method: str, right: dict[int, list[list[int]]]) -> Entry
 
 
 def board(entries: list[Entry], places: list[Place]) -> Board:
-    weights = [Weights("net", "kinetics400", True, "", None)]
+    backbones = [Backbone("net", "", "kinetics400", frozen=True)]
     methods = list(dict.fromkeys(found.method for found in entries))
-    return Board("T", "", "", "tsn", [0.1], [0, 1], places, weights, methods, {}, entries, {}, "", {})
+    return Board("T", "", "", "tsn", [0.1], [0, 1], places, backbones, methods, {}, entries, {}, "", {})
 
 
 def test_differences_are_paired_corrected_and_need_one_sign(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from results.leaderboard import Board, Entry, Place, Weights
+from results.leaderboard import Board, Entry, Place
 from results.runs import read_run, read_test
 from scripts.board.plan import DataSet
 from scripts.board.runs import COST, Cell, Runs, is_done
@@ -59,7 +59,7 @@ def board_of(runs: Runs, missing: Mapping[str, str], command: str) -> Board:
         rates=plan.learning_rates,
         seeds=plan.seeds,
         places=places,
-        weights=[Weights(b.name, b.pretraining, b.frozen, b.flags, b.base, b.base_set) for b in plan.backbones],
+        backbones=plan.backbones,
         methods=plan.methods,
         method_flags=plan.method_flags,
         entries=[entry for entry in entries if entry is not None],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from methods import METHODS
+from results.leaderboard import Backbone
 from utils import UserError, path_part, print_note, unknown_name
 
 
@@ -24,20 +25,6 @@ class DataSet:
     split: str | None = None
     axis: str | None = None
     level: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """flags: of run.py. base: flags of run_supervised.py, by which it is first trained on the training classes of `base_set`,
-    or where that is not given of each set. pretraining: what its weights have seen; "kinetics400" and "imagenet1k" are
-    looked up in splits/*/overlap.json."""
-
-    name: str
-    flags: str
-    pretraining: str = "nothing"
-    frozen: bool = False
-    base: str | None = None
-    base_set: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

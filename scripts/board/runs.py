@@ -11,7 +11,8 @@ import torch
 
 from engine.settings import parse_args as settings_of_run
 from methods import METHODS, build_head
-from scripts.board.plan import Backbone, DataSet, Plan
+from results.leaderboard import Backbone
+from scripts.board.plan import DataSet, Plan
 from utils import FINAL, UserError, read_csv
 
 COST = "cost.json"  # in a run folder: what the run took, which its own files do not tell
