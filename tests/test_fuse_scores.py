@@ -284,7 +284,7 @@ def test_fewer_views_of_a_test_are_a_test_of_fewer_views(dataset: Path, tmp_path
     (tmp_path / "val.txt").write_text("\n".join(lines), encoding="utf-8")
     flags = [
         "--backbone", "conv4", "--no_pretrained", "--epochs", "0", "--untrained", "--seq_len", "2",
-            "--img_size", "16", "--num_workers", "0",
+            "--img_size", "16", "--short_side", "20", "--num_workers", "0",
         "--val_list", str(tmp_path / "val.txt"), "--root", str(dataset / "train"),
     ]  # fmt: skip
     assert run_supervised.main([*flags, "-c", str(tmp_path / "all"), "--num_clips", "2", "--num_crops", "3"]) == 0
