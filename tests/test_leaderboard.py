@@ -116,6 +116,9 @@ def test_a_board_is_stopped_gone_on_with_and_says_what_its_runs_say(
         for folder in folders
     }
     assert {results["tasks"] for results in found.values()} == {5}
+    for folder, results in found.items():
+        kept = [path.name for path in (out / "runs/textures/conv4" / folder).glob("checkpoint*")]
+        assert kept == [results["checkpoint"]], "the one that was tested, and no other"
 
     rows = {row["method"]: row for row in csv.DictReader((out / "leaderboard.csv").open())}
     assert rows.keys() == {"tsn", "bimhm"}

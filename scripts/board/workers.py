@@ -21,7 +21,7 @@ import run
 from engine.command_line import STOPPED, TERMINATED
 from engine.stopping import Terminated
 from scripts.board.runs import COST, is_done, outcome_file, reason
-from utils import UserError, locked, read_json, write_json
+from utils import BEST, FINAL, LATEST, UserError, locked, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,16 @@ class Job:
             code = self.main(again if resumes else self.argv)
             if (self.folder / "args.json").exists():
                 add_cost(self.folder, time.perf_counter() - started)
+            if code == 0 and self.main is run.main:
+                keep_tested(self.folder)
             return code
+
+
+def keep_tested(folder: Path) -> None:
+    """Leaves of a finished run's checkpoints the one that was tested: all of hundreds of runs would fill a disk."""
+    tested = next((name for name in (BEST, FINAL) if (folder / name).exists()), None)
+    for name in {BEST, FINAL, LATEST} - {tested}:
+        (folder / name).unlink(missing_ok=True)
 
 
 def add_cost(folder: Path, seconds: float) -> None:
