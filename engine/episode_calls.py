@@ -220,5 +220,5 @@ class EpisodeCalls:
             if self.processes.is_first:
                 stack.enter_context(locked(store.folder / "lock", wait=True))
             self.processes.barrier()
-            store.refresh()
+            store.take_over()
             yield

@@ -81,6 +81,12 @@ class RowStore:
         self._marks, self.known = marks.copy(), np.where(marks["known"] == UNKNOWN, UNKNOWN, WRITTEN)
         self._rows = np.memmap(self._rows_path, dtype=np.float32, mode="r", shape=self.shape)
 
+    def take_over(self) -> None:
+        """`refresh`, of what other runs have written. A row that was found damaged stays UNKNOWN until it is made again."""
+        lacking = np.flatnonzero(self.known == UNKNOWN).tolist()
+        self.refresh()
+        self.known[[row for row in lacking if self.known[row] == WRITTEN and not self._is_whole(row)]] = UNKNOWN
+
     def check(self, rows: Iterable[int]) -> None:
         """Makes those UNKNOWN whose bytes are not the ones that were written. Each row is looked at once."""
         damaged = [row for row in rows if self.known[row] == WRITTEN and not self._is_whole(row)]
