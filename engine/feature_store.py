@@ -33,10 +33,14 @@ BAD = 2  # beside what a RowStore knows of a row: its video cannot be read
 TASKS_PLANNED_AHEAD = 10_000
 
 
+PIXELS = 2  # raised when frames are resized or cropped otherwise than before, so that older features are not taken
+
+
 def fingerprint(encoder: nn.Module, input_spec: InputSpec, dataset: VideoDataset, **settings: Any) -> dict[str, Any]:
     """All that a video's features depend on; equal for equal features."""
     return {
         "weights": weights_hash(encoder),
+        "pixels": PIXELS,
         "input_spec": dataclasses.asdict(input_spec),
         "seq_len": dataset.seq_len,
         "sampling": dataset.sampling,
