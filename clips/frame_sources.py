@@ -118,14 +118,12 @@ def decode_image(data: bytes, name: str, room: np.ndarray | None = None) -> np.n
     """
     if data[:2] == JPEG_START:
         orientation = jpeg_orientation(data)
+        room = room if orientation == UPRIGHT else None
         try:
-            room = room if orientation == UPRIGHT else None
             pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=room)
-            return np.ascontiguousarray(orientation.upright(pixels))
-        except MemoryError:
-            raise
-        except Exception:
-            pass  # too little room, a form it does not know, or a damaged file; Pillow decides
+        except ValueError:  # too little room, a form it does not know, or a damaged file; Pillow decides
+            return _decode_with_pillow(data, name)
+        return np.ascontiguousarray(orientation.upright(pixels))
     return _decode_with_pillow(data, name)
 
 

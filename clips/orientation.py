@@ -52,7 +52,7 @@ def exif_orientation(image: Image.Image) -> Orientation:
     """That of an image's EXIF tag. A tag that is damaged or unknown says nothing: the pixels are whole without it."""
     try:
         return EXIF.get(image.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
-    except Exception:
+    except Exception:  # of whatever kind: Pillow reads tags with struct, and what that says of nonsense is not listed
         return UPRIGHT
 
 
