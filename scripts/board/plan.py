@@ -136,8 +136,8 @@ def suite_sets(suite: Mapping[str, Any], path: Path) -> list[DataSet]:
 
 
 def check_plan(plan: Plan, path: Path) -> None:
-    for method in [*plan.methods, *plan.method_flags, plan.control]:
-        if method not in plan.methods and method in (plan.control, *plan.method_flags):
+    for method in (*plan.method_flags, plan.control):
+        if method not in plan.methods:
             raise unknown_name(f"method of {path}", method, plan.methods)
     names = [*plan.methods, *(b.name for b in plan.backbones), *plan.set_named, *plan.cross_domain]
     for name in names:
