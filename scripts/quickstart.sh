@@ -15,19 +15,24 @@ echo "== Drawing the demo set: 44 made-up actions in pairs that only the order o
 mkdir -p runs/quickstart
 python data_prep/make_demo_set.py demo --picture runs/quickstart/classes.png
 
-runs=()
-for method in "${methods[@]}"; do
-    run=runs/quickstart/$method
-    runs+=("$run")
-    echo "== Training and testing $method"
-    if [ -e "$run/args.json" ]; then
-        python run.py -c "$run" -r
-    else
-        python run.py -c "$run" --method "$method" @scripts/quickstart.args
-    fi
-done
+# A network this small keeps one core busy, so methods are trained side by side.
+cores=$(nproc)
+at_once=$((${#methods[@]} < cores ? ${#methods[@]} : cores))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / at_once))}
+
+train() { # trains and tests a method; its lines begin with its name
+    local run=runs/quickstart/$1
+    local asked=(--method "$1" @scripts/quickstart.args)
+    [ ! -e "$run/args.json" ] || asked=(-r)
+    python run.py -c "$run" "${asked[@]}" 2>&1 | (trap "" INT && sed -u "s/^/$1: /")
+}
+export -f train
+
+echo "== Training and testing ${methods[*]}, $at_once at a time"
+printf '%s\n' "${methods[@]}" | xargs -P "$at_once" -I METHOD bash -o pipefail -c "train METHOD" || exit 2
 
 echo "== Results on the same 1,000 test episodes of classes that no method was trained on (chance: 20 %)"
+runs=("${methods[@]/#/runs/quickstart/}")
 python scripts/compare.py "${runs[@]}" --out runs/quickstart/comparison
 python scripts/plot_log.py "${runs[@]}" -o runs/quickstart/training.png
 echo
