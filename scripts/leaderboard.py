@@ -112,7 +112,10 @@ def base_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:
 def job_of(runs: Runs, cell: Cell, rate: float | None, seed: int) -> Job:
     at = "" if rate is None else f" at rate {rate:g}"
     asked = runs.asked(cell, rate, seed)
-    return Job(f"{cell}, seed {seed}{at}", runs.folder(cell, rate, seed), runs.argv(cell, rate, seed), asked=asked)
+    return Job(
+        f"{cell}, seed {seed}{at}", runs.folder(cell, rate, seed), runs.argv(cell, rate, seed),
+        asked=asked, keeps_checkpoint=runs.plan.keep_checkpoints,
+    )  # fmt: skip
 
 
 def tuning_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:

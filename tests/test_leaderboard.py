@@ -143,6 +143,25 @@ def test_a_board_is_stopped_gone_on_with_and_says_what_its_runs_say(
     assert "holds a run with other settings" in changed
 
 
+def test_a_method_from_a_file_of_ones_own_and_no_checkpoints(
+    dataset: Path, tmp_path: Path, plan: Callable[..., Path], script: Script
+) -> None:
+    (tmp_path / "mine.py").write_text("from model import CNN_TSN\n\n\nclass Mine(CNN_TSN):\n    pass\n")
+    path = plan('methods = ["tsn", "bimhm", "trx"]\nseeds = [0, 3]', f"""
+methods = ["tsn", "mine", "trx"]
+own_methods.mine = "{tmp_path}/mine.py:Mine"
+seeds = [0]
+keep_checkpoints = false
+""")  # fmt: skip
+    out = tmp_path / "board"
+    assert "6 runs made, 2 of them failed" in script(path, "--set", f"textures={dataset}", "--out", out)
+    rows = {row["method"]: row for row in csv.DictReader((out / "leaderboard.csv").open())}
+    assert rows["mine"]["accuracy"] == rows["tsn"]["accuracy"]
+    assert "mine.py:Mine" in (out / "leaderboard.md").read_text()
+    assert rows.keys() == {"tsn", "mine"}
+    assert not list(out.rglob("runs/**/checkpoint*"))
+
+
 def chosen_literally(folder: Path) -> str:
     """Of the runs of seed 0, the one with the best validation in its log; the lower rate where they are equal."""
     best: tuple[float, str] = (-1, "")
@@ -166,6 +185,12 @@ def chosen_literally(folder: Path) -> str:
         ("seeds = [0, 3]", 'seeds = [0, 3]\ncontrol = "otam"', "unknown method of PLAN 'otam'"),
         ("[sets.textures]", '[sets.textures]\n[cross_domain]\nx = { train = "textures", test = "y" }', "unknown set"),
         ("[sets.textures]", "[sets.textures]\n[suite]\naxes = ['speed']\nlevels = [0]", "levels above 0"),
+        ("[method_flags]", "[own_methods]\nmine = 'mine.py:Mine'\n[method_flags]", "unknown method of PLAN 'mine'"),
+        (
+            "seeds = [0, 3]",
+            "seeds = [0, 3]\nkeep_checkpoints = false\ncross_domain.x = { train = 'textures', test = 'textures' }",
+            "cannot be false",
+        ),
     ],
 )
 def test_a_wrong_plan_is_one_sentence_before_anything_is_written(

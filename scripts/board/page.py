@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def board_of(runs: Runs, missing: Mapping[str, str], command: str) -> Board:
         places=places,
         backbones=plan.backbones,
         methods=plan.methods,
-        method_flags=plan.method_flags,
+        method_flags={method: shlex.join(plan.flags_of(method)) for method in plan.methods},
         entries=[entry for entry in entries if entry is not None],
         missing=missing,
         command=command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class DataSet:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The content of the file."""
+    """The content of the file. own_methods: where methods that are not the library's are found, as --method of run.py."""
 
     title: str
     budget: str
@@ -40,12 +41,18 @@ class Plan:
     learning_rates: list[float]
     note: str = ""
     control: str = "tsn"
+    own_methods: dict[str, str] = dataclasses.field(default_factory=dict)
     method_flags: dict[str, str] = dataclasses.field(default_factory=dict)
     cross_domain: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    keep_checkpoints: bool = True
 
     @property
     def set_named(self) -> dict[str, DataSet]:
         return {data.name: data for data in self.sets}
+
+    def flags_of(self, method: str) -> list[str]:
+        """What names it on the command line of run.py, and its own flags."""
+        return ["--method", self.own_methods.get(method, method), *shlex.split(self.method_flags.get(method, ""))]
 
 
 def read_plan(path: Path, given: Mapping[str, str]) -> Plan:
@@ -136,7 +143,7 @@ def suite_sets(suite: Mapping[str, Any], path: Path) -> list[DataSet]:
 
 
 def check_plan(plan: Plan, path: Path) -> None:
-    for method in (*plan.method_flags, plan.control):
+    for method in (*plan.own_methods, *plan.method_flags, plan.control):
         if method not in plan.methods:
             raise unknown_name(f"method of {path}", method, plan.methods)
     names = [*plan.methods, *(b.name for b in plan.backbones), *plan.set_named, *plan.cross_domain]
@@ -150,6 +157,8 @@ def check_plan(plan: Plan, path: Path) -> None:
     for backbone in plan.backbones:
         if backbone.base_set is not None and backbone.base_set not in plan.set_named:
             raise unknown_name(f"set of backbone '{backbone.name}' in {path}", backbone.base_set, plan.set_named)
+    if plan.cross_domain and not plan.keep_checkpoints:
+        raise UserError(f"{path}: [cross_domain] tests checkpoints again, so keep_checkpoints cannot be false")
     for name, both in plan.cross_domain.items():
         if both.keys() != {"train", "test"}:
             raise UserError(f"{path}: [cross_domain] '{name}' is {both}, expected {{train = SET, test = SET}}")

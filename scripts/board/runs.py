@@ -78,10 +78,9 @@ class Runs:
             flag for flag in shlex.split(cell.backbone.flags) if cell.backbone.base is None or flag != "--no_pretrained"
         ]
         flags += ["--freeze_backbone"] if cell.backbone.frozen and rate is not None else []
-        own = shlex.split(self.plan.method_flags.get(cell.method, ""))
         budget = [*shlex.split(self.plan.budget), "--seed", str(seed)]
         budget += ["-i", "0"] if rate is None else ["--learning_rate", f"{rate:g}"]
-        return ["--method", cell.method, *flags, *own, *budget]
+        return [*self.plan.flags_of(cell.method), *flags, *budget]
 
     def rates(self, cell: Cell) -> list[float | None]:
         """Those that a method is tried at; None alone where it has nothing to train."""

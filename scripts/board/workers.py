@@ -26,7 +26,8 @@ from utils import BEST, FINAL, LATEST, UserError, locked, read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run to be made: its folder, the command line of a new one, and whether its work is done."""
+    """A run to be made: its folder, the command line of a new one, whether its work is done, and whether the checkpoint that
+    was tested stays."""
 
     name: str
     folder: Path
@@ -34,6 +35,7 @@ class Job:
     main: Callable[[list[str]], int] = run.main
     done: Callable[[Path], bool] = is_done
     asked: list[str] = dataclasses.field(default_factory=list)
+    keeps_checkpoint: bool = True
 
     def check(self) -> None:
         """Raises UserError where the folder holds a run that was asked for something else."""
@@ -59,14 +61,14 @@ class Job:
             if (self.folder / "args.json").exists():
                 add_cost(self.folder, time.perf_counter() - started)
             if code == 0 and self.main is run.main:
-                keep_tested(self.folder)
+                drop_checkpoints(self.folder, but_tested=self.keeps_checkpoint)
             return code
 
 
-def keep_tested(folder: Path) -> None:
-    """Leaves of a finished run's checkpoints the one that was tested: all of hundreds of runs would fill a disk."""
+def drop_checkpoints(folder: Path, *, but_tested: bool) -> None:
+    """Removes a finished run's checkpoints, or all but the one that was tested: those of hundreds of runs would fill a disk."""
     tested = next((name for name in (BEST, FINAL) if (folder / name).exists()), None)
-    for name in {BEST, FINAL, LATEST} - {tested}:
+    for name in {BEST, FINAL, LATEST} - ({tested} if but_tested else set()):
         (folder / name).unlink(missing_ok=True)
 
 
