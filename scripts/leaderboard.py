@@ -142,7 +142,8 @@ def cross_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:
     """Tests of finished runs on the test split of another set."""
     jobs = []
     for name, both in runs.plan.cross_domain.items():
-        other = runs.path_of(runs.plan.set_named[both["test"]])
+        other = runs.plan.set_named[both["test"]]
+        where = ["--test_dataset", str(runs.path_of(other)), *shlex.split(other.flags)]
         for cell in cells:
             if cell.data.name != both["train"] or not runs.validations(cell):
                 continue
@@ -151,8 +152,8 @@ def cross_jobs(runs: Runs, cells: Iterable[Cell]) -> list[Job]:
                 checkpoint = next((trained / n for n in (BEST, FINAL) if (trained / n).exists()), None)
                 if checkpoint is not None and is_done(trained):
                     folder = runs.cross_folder(name, cell, seed)
-                    argv = ["-c", str(folder), "--test_only", "-m", str(checkpoint), "--test_dataset", str(other)]
-                    jobs.append(Job(f"{name}: {cell}, seed {seed}", folder, [*argv, *runs.reading]))
+                    argv = ["-c", str(folder), "--test_only", "-m", str(checkpoint), *where, *runs.reading]
+                    jobs.append(Job(f"{name}: {cell}, seed {seed}", folder, argv))
     return jobs
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import permutations
@@ -160,6 +161,23 @@ keep_checkpoints = false
     assert "mine.py:Mine" in (out / "leaderboard.md").read_text()
     assert rows.keys() == {"tsn", "mine"}
     assert not list(out.rglob("runs/**/checkpoint*"))
+
+
+def test_what_was_trained_on_a_set_is_tested_on_another_with_its_flags(
+    dataset: Path, tmp_path: Path, plan: Callable[..., Path], script: Script
+) -> None:
+    path = plan('methods = ["tsn", "bimhm", "trx"]\nseeds = [0, 3]', """
+methods = ["tsn", "trx"]
+seeds = [0]
+sets.other = { flags = "--num_test_tasks 3 --shot_test 2" }
+cross_domain.across = { train = "textures", test = "other" }
+""")  # fmt: skip
+    out, other = tmp_path / "board", shutil.copytree(dataset, tmp_path / "other")
+    script(path, "--set", f"textures={dataset}", "--set", f"other={other}", "--out", out)
+    rows = {row["set"]: row for row in csv.DictReader((out / "leaderboard.csv").open())}
+    assert {name: (row["tasks"], row["shot"], row["trained_on"]) for name, row in rows.items()} == {
+        "textures": ("5", "1", ""), "other": ("3", "2", ""), "across": ("3", "2", "textures")
+    }  # fmt: skip
 
 
 def chosen_literally(folder: Path) -> str:

@@ -18,12 +18,14 @@ from utils import UserError, path_part, print_note, unknown_name
 @dataclasses.dataclass(frozen=True)
 class DataSet:
     """path: of a set that is there; else `make`, the flags of make_demo_set.py that draw it. split: the folder in splits/
-    whose classes its test split has. axis, level: its place in the profile."""
+    whose classes its test split has. flags: of run.py, for what is trained or tested on it. axis, level: its place in the
+    profile."""
 
     name: str
     path: str | None = None
     make: str | None = None
     split: str | None = None
+    flags: str = ""
     axis: str | None = None
     level: int = 0
 

@@ -78,7 +78,7 @@ class Runs:
             flag for flag in shlex.split(cell.backbone.flags) if cell.backbone.base is None or flag != "--no_pretrained"
         ]
         flags += ["--freeze_backbone"] if cell.backbone.frozen and rate is not None else []
-        budget = [*shlex.split(self.plan.budget), "--seed", str(seed)]
+        budget = [*shlex.split(self.plan.budget), *shlex.split(cell.data.flags), "--seed", str(seed)]
         budget += ["-i", "0"] if rate is None else ["--learning_rate", f"{rate:g}"]
         return [*self.plan.flags_of(cell.method), *flags, *budget]
 
