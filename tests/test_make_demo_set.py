@@ -309,11 +309,13 @@ def test_ctrl_c_leaves_the_rest_undrawn(
 def test_workers_end_with_a_killed_parent() -> None:
     ended, held = os.pipe()
     if (parent := os.fork()) == 0:
-        worker = os.fork()
-        if worker == 0:
-            end_with(os.getppid())
-            time.sleep(60)
-        os._exit(0)
+        try:
+            number = os.getpid()
+            if os.fork() == 0:
+                end_with(number)
+                time.sleep(60)
+        finally:
+            os._exit(0)  # whatever happened, or it would go on as a second process of the tests
     os.close(held)
     os.waitpid(parent, 0)
     readable, _, _ = select.select([ended], [], [], 20)  # at its end when nobody holds the other side
