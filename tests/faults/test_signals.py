@@ -33,10 +33,13 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends(dataset: Path, tmp_path: 
     folder, ending = tmp_path / "closed", tmp_path / "ending.txt"
     pid, terminal = pty.fork()
     if pid == 0:
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-        code = run.main([str(flag) for flag in tiny_run(dataset, folder, *flags)])
-        ending.write_text(str(code))
-        os._exit(0)
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started by nohup
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            code = run.main([str(flag) for flag in tiny_run(dataset, folder, *flags)])
+            ending.write_text(str(code))
+        finally:
+            os._exit(0)  # whatever happened, or it would go on as a second process of the tests
     wait(
         lambda: (folder / "log.csv").exists() and (folder / "log.csv").read_text().count("train") > 3, "it never began"
     )
