@@ -302,9 +302,9 @@ class Step:
         self.wait()
 
 
-def steps(quick: bool) -> tuple[Step, Step]:
+def steps(quick: bool, size: int = 224) -> tuple[Step, Step]:
     """Ours and plainly: TRX on ResNet-18, 5-way 1-shot."""
-    backbone, size, seq_len = ("conv4", 32, 3) if quick else ("resnet18", 224, SEQ_LEN)
+    backbone, size, seq_len = ("conv4", 32, 3) if quick else ("resnet18", size, SEQ_LEN)
     ours, plain = (Step(plain=plain, backbone=backbone, size=size, seq_len=seq_len) for plain in (False, True))
     return ours, plain
 
@@ -312,9 +312,10 @@ def steps(quick: bool) -> tuple[Step, Step]:
 def training_step(quick: bool) -> Iterator[Comparison]:
     """With 5 queries a class; and how much faster bfloat16 is in nothing but a matrix product, for which it was made."""
     against, queries = "float32, plainly", 1 if quick else 5
-    ours, plain = (functools.partial(step.train, step.random_episode(queries)) for step in steps(quick))
-    yield race(f"training step, {PRECISION} channels-last", against, ours, plain, 1 if quick else 3)
-    yield memory("training step, memory", against, ours, plain)
+    for size in (84, 224):
+        ours, plain = (functools.partial(step.train, step.random_episode(queries)) for step in steps(quick, size))
+        yield race(f"training step, {size} px, {PRECISION} channels-last", against, ours, plain, 1 if quick else 3)
+        yield memory(f"training step, {size} px, memory", against, ours, plain)
     matrix = torch.randn(2, 128, 128) if quick else torch.randn(2, 2048, 2048)
     halved = matrix.bfloat16()
     yield race("matrix product, bf16", "in float32", lambda: halved[0] @ halved[1], lambda: matrix[0] @ matrix[1], 5)
