@@ -153,6 +153,7 @@ LITERAL_FORMS = {
     "otam": LiteralForm("otam", lambda head, *episode: literal_heads.otam(*episode)),
     "dual_prototypes": LiteralForm("dual_prototypes --dp_variant code", dual_prototypes_literally, repetitions=1),
     "hyrsm": LiteralForm("hyrsm", literal_hyrsm.hyrsm),
+    "hyrsm_mean_distance": LiteralForm("hyrsm --hyrsm_shots mean_distance", literal_hyrsm.hyrsm, repetitions=3),
     "team": LiteralForm("team", literal_team.team, repetitions=3),
 }
 
@@ -187,7 +188,7 @@ def against_literal_form(literal_form: LiteralForm, quick: bool) -> Iterator[Com
     def training(form: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: F.cross_entropy(form(), target_labels).backward()
 
-    method, form = f"{literal_form.flags.split()[0]} head", "its literal form"
+    method, form = f"{literal_form.flags} head", "its literal form"
     yield race(f"{method}, forward", form, forward(ours), forward(other), repetitions)
     yield race(f"{method}, training", form, training(ours), training(other), repetitions)
     yield memory(f"{method}, forward, memory", form, forward(ours), forward(other))
