@@ -169,14 +169,14 @@ def test_what_was_trained_on_a_set_is_tested_on_another_with_its_flags(
     path = plan('methods = ["tsn", "bimhm", "trx"]\nseeds = [0, 3]', """
 methods = ["tsn", "trx"]
 seeds = [0]
-sets.other = { flags = "--num_test_tasks 3 --shot_test 2" }
+sets.other = { flags = "--num_test_tasks 3 --shot_test 2", test_only = true }
 cross_domain.across = { train = "textures", test = "other" }
 """)  # fmt: skip
     out, other = tmp_path / "board", shutil.copytree(dataset, tmp_path / "other")
     script(path, "--set", f"textures={dataset}", "--set", f"other={other}", "--out", out)
     rows = {row["set"]: row for row in csv.DictReader((out / "leaderboard.csv").open())}
     assert {name: (row["tasks"], row["shot"], row["trained_on"]) for name, row in rows.items()} == {
-        "textures": ("5", "1", ""), "other": ("3", "2", ""), "across": ("3", "2", "textures")
+        "textures": ("5", "1", ""), "across": ("3", "2", "textures")
     }  # fmt: skip
 
 
@@ -208,6 +208,11 @@ def chosen_literally(folder: Path) -> str:
             "seeds = [0, 3]",
             "seeds = [0, 3]\nkeep_checkpoints = false\ncross_domain.x = { train = 'textures', test = 'textures' }",
             "cannot be false",
+        ),
+        (
+            "[sets.textures]",
+            "[sets.textures]\ntest_only = true\n[cross_domain]\nx = { train = 'textures', test = 'textures' }",
+            "which is test_only",
         ),
     ],
 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from results.leaderboard import Board, Entry, Place
 from results.runs import read_run, read_test
-from scripts.board.plan import DataSet
+from scripts.board.plan import DataSet, Plan
 from scripts.board.runs import COST, Cell, Runs, is_done
 from utils import read_json, unknown_name, versions
 
@@ -62,12 +61,16 @@ def board_of(runs: Runs, missing: Mapping[str, str], command: str) -> Board:
         places=places,
         backbones=plan.backbones,
         methods=plan.methods,
-        method_flags={method: shlex.join(plan.flags_of(method)) for method in plan.methods},
+        method_flags=plan.method_flags | {m: flags_of_own(plan, m) for m in plan.own_methods},
         entries=[entry for entry in entries if entry is not None],
         missing=missing,
         command=command,
         versions=versions(),
     )
+
+
+def flags_of_own(plan: Plan, method: str) -> str:
+    return f"--method {plan.own_methods[method]} {plan.method_flags.get(method, '')}".rstrip()
 
 
 def place_of(name: str, data: DataSet) -> Place:

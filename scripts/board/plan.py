@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from utils import UserError, path_part, print_note, unknown_name
 @dataclasses.dataclass(frozen=True)
 class DataSet:
     """path: of a set that is there; else `make`, the flags of make_demo_set.py that draw it. split: the folder in splits/
-    whose classes its test split has. flags: of run.py, for what is trained or tested on it. axis, level: its place in the
-    profile."""
+    whose classes its test split has. flags: of run.py, for what is trained or tested on it. test_only: it is there for
+    [cross_domain] alone. axis, level: its place in the profile."""
 
     name: str
     path: str | None = None
     make: str | None = None
     split: str | None = None
     flags: str = ""
+    test_only: bool = False
     axis: str | None = None
     level: int = 0
 
@@ -51,10 +51,6 @@ class Plan:
     @property
     def set_named(self) -> dict[str, DataSet]:
         return {data.name: data for data in self.sets}
-
-    def flags_of(self, method: str) -> list[str]:
-        """What names it on the command line of run.py, and its own flags."""
-        return ["--method", self.own_methods.get(method, method), *shlex.split(self.method_flags.get(method, ""))]
 
 
 def read_plan(path: Path, given: Mapping[str, str]) -> Plan:
@@ -167,6 +163,8 @@ def check_plan(plan: Plan, path: Path) -> None:
         for role in both.values():
             if role not in plan.set_named:
                 raise unknown_name(f"set of '{name}' in {path}", role, plan.set_named)
+        if plan.set_named[both["train"]].test_only:
+            raise UserError(f"{path}: [cross_domain] '{name}' trains on {both['train']}, which is test_only")
 
 
 def with_places(plan: Plan) -> Plan:

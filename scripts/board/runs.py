@@ -78,9 +78,11 @@ class Runs:
             flag for flag in shlex.split(cell.backbone.flags) if cell.backbone.base is None or flag != "--no_pretrained"
         ]
         flags += ["--freeze_backbone"] if cell.backbone.frozen and rate is not None else []
+        own = shlex.split(self.plan.method_flags.get(cell.method, ""))
         budget = [*shlex.split(self.plan.budget), *shlex.split(cell.data.flags), "--seed", str(seed)]
         budget += ["-i", "0"] if rate is None else ["--learning_rate", f"{rate:g}"]
-        return [*self.plan.flags_of(cell.method), *flags, *budget]
+        method = self.plan.own_methods.get(cell.method, cell.method)
+        return ["--method", method, *flags, *own, *budget]
 
     def rates(self, cell: Cell) -> list[float | None]:
         """Those that a method is tried at; None alone where it has nothing to train."""
@@ -112,9 +114,10 @@ class Runs:
         return {rate: best_validation(folder) if rate is not None else 0.0 for rate, folder in tested.items()}
 
     def cells(self) -> list[Cell]:
-        """Set by set and backbone by backbone, the control first."""
+        """What is trained, set by set and backbone by backbone, the control first."""
         methods = sorted(self.plan.methods, key=lambda method: method != self.plan.control)
-        return [Cell(d, b, m) for d in self.plan.sets for b in self.plan.backbones for m in methods]
+        trained_on = [data for data in self.plan.sets if not data.test_only]
+        return [Cell(d, b, m) for d in trained_on for b in self.plan.backbones for m in methods]
 
 
 def is_done(folder: Path) -> bool:
