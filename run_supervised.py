@@ -191,7 +191,7 @@ class Trainer(Training):
             self.clips = ClipDataset(
                 self.splits["train"],
                 sampling=self.sampling,
-                transform=training_crop(args.crop, size, tuple(args.scale_range)),
+                transform=training_crop(args.crop, size, tuple(args.scale_range), self.input_spec.interpolation),
                 seed=args.seed,
                 mirror=mirrors_by_flag(args.flip, self.classes),
                 on_bad_video=args.on_bad_video,
@@ -206,7 +206,10 @@ class Trainer(Training):
             self.splits[split],
             sampling=self.sampling,
             crops=ViewCrops(
-                args.crop_size or self.input_spec.size, 1 if validation else args.num_crops, args.short_side
+                args.crop_size or self.input_spec.size,
+                1 if validation else args.num_crops,
+                args.short_side,
+                self.input_spec.interpolation,
             ),
             num_clips=1 if validation else args.num_clips,
             clips="fixed" if validation else args.clips,

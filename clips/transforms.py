@@ -128,6 +128,7 @@ class MultiScaleCrop:
     size: int
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     max_distort: int = 1
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
@@ -138,7 +139,7 @@ class MultiScaleCrop:
         crop = channels_first(frames)[..., top : top + height, left : left + width]
         if (height, width) == (self.size, self.size):
             return crop
-        return F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return F.interpolate(crop, size=(self.size, self.size), mode=self.interpolation, antialias=True)
 
     def shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(height, width) of the crops; a side within 2 pixels of `size` is taken as `size`, where the frames allow."""
@@ -161,6 +162,7 @@ class ScaleJitterCrop:
 
     size: int
     short_sides: tuple[int, int] = (256, 320)
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         low, high = self.short_sides
@@ -173,7 +175,8 @@ class ScaleJitterCrop:
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
         low, high = self.short_sides
-        return random_crop(resize_short_side(channels_first(frames), int(rng.integers(low, high + 1))), self.size, rng)
+        short_side = int(rng.integers(low, high + 1))
+        return random_crop(resize_short_side(channels_first(frames), short_side, self.interpolation), self.size, rng)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,14 +195,14 @@ NUM_CROPS = (1, 3, 5, 10)
 
 
 def training_crop(
-    kind: str, size: int, scale_range: tuple[int, int]
+    kind: str, size: int, scale_range: tuple[int, int], interpolation: Interpolation
 ) -> ClipTransform | MultiScaleCrop | ScaleJitterCrop:
     """A crop for training on labelled videos: multi_scale, scale_jitter (within `scale_range`), or random."""
     if kind == "multi_scale":
-        return MultiScaleCrop(size)
+        return MultiScaleCrop(size, interpolation=interpolation)
     if kind == "scale_jitter":
-        return ScaleJitterCrop(size, scale_range)
-    return ClipTransform(size, train=True)
+        return ScaleJitterCrop(size, scale_range, interpolation)
+    return ClipTransform(size, train=True, interpolation=interpolation)
 
 
 def mixup(clips: Tensor, targets: Tensor, alpha: float, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -229,6 +232,7 @@ class ViewCrops:
     size: int
     num_crops: int = 1
     short_side: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if self.num_crops not in NUM_CROPS:
@@ -246,7 +250,7 @@ class ViewCrops:
 
     def resize(self, frames: np.ndarray) -> Tensor:
         """uint8 (T, H, W, 3) -> uint8 (T, 3, h, w), the frames that crops are taken from."""
-        return resize_short_side(channels_first(frames), self.resized_side)
+        return resize_short_side(channels_first(frames), self.resized_side, self.interpolation)
 
     def places(self, height: int, width: int) -> list[CropPlace]:
         """The crops of resized frames, in the order of the views."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -33,7 +34,7 @@ from clips.frame_sources import FrameFolder
 from clips.labelled_videos import mirrors_by_flag
 from clips.transforms import mixup, resize_short_side
 from data_prep import annotate, pack_lmdb
-from engine import supervised_settings
+from engine import supervised_settings, training
 from results.view_scores import ViewScores
 from run_supervised import COLUMNS, Trainer, learning_rate_at
 from utils import BEST, FINAL, LATEST, RunFolder, load_checkpoint, seed_everything
@@ -589,6 +590,23 @@ def test_the_asked_fusion_is_that_of_results_and_predictions(fusion: str, own_ru
     assert {name: found[name] for name in scores.summary(fusion)} == scores.summary(fusion)
     confidence = scores.confidence(fusion).max(axis=1)
     assert [float(row["confidence"]) for row in rows(own_run, "predictions.csv")] == pytest.approx(confidence, abs=1e-6)
+
+
+def test_training_and_test_resize_frames_as_the_network_wants(
+    labelled: Path, own_run: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, trained, tested = training.input_spec_of, {}, {}
+    for interpolation in ("bilinear", "bicubic"):
+        monkeypatch.setattr(
+            training, "input_spec_of",
+            lambda *of, by=interpolation: dataclasses.replace(wanted(*of), interpolation=by),
+        )  # fmt: skip
+        program(*supervised_run(labelled, tmp_path / interpolation, "--epochs", 1))
+        trained[interpolation] = weights(tmp_path / interpolation, FINAL)
+        program("-c", own_run, "--test_only")
+        tested[interpolation] = ViewScores.load(own_run / "scores.npz").logits
+    assert not same_weights(*trained.values())
+    assert np.abs(tested["bilinear"] - tested["bicubic"]).max() > 1e-4
 
 
 def test_random_clips_are_the_same_again_with_the_same_seed(own_run: Path, program: Program) -> None:

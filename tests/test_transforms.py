@@ -16,6 +16,7 @@ from clips.transforms import (
     IMAGENET_STD,
     ClipTransform,
     InputSpec,
+    Interpolation,
     MultiScaleCrop,
     ScaleJitterCrop,
     ViewCrops,
@@ -206,15 +207,17 @@ def test_crops_fit_into_frames_that_are_a_little_smaller_than_the_size() -> None
     assert MultiScaleCrop(16)(textured_frames(0, 2, 1, 1), np.random.default_rng(0)).shape == (2, 3, 16, 16)
 
 
-def test_multi_scale_crops_are_cut_from_the_frames_as_they_are_and_then_resized() -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_multi_scale_crops_are_cut_from_the_frames_as_they_are_and_then_resized(interpolation: Interpolation) -> None:
     """Every clip is one of those that cutting and resizing by Pillow gives, and all of them are drawn."""
-    transform, rng, frames = MultiScaleCrop(12), np.random.default_rng(0), textured_frames(0, 2, 20, 26)
+    transform, rng = MultiScaleCrop(12, interpolation=interpolation), np.random.default_rng(0)
+    frames, resampling = textured_frames(0, 2, 20, 26), Image.Resampling[interpolation.upper()]
     wanted = {}
     for height, width in transform.shapes(20, 26):
         for top, left in transform.corners(20 - height, 26 - width):
             crops = [Image.fromarray(frame[top : top + height, left : left + width]) for frame in frames]
             wanted[height, width, top, left] = np.stack(
-                [np.asarray(crop.resize((12, 12), Image.Resampling.BILINEAR), dtype=int) for crop in crops]
+                [np.asarray(crop.resize((12, 12), resampling), dtype=int) for crop in crops]
             )
     places, pictures = list(wanted), np.stack(list(wanted.values()))
     drawn = set()
@@ -226,11 +229,13 @@ def test_multi_scale_crops_are_cut_from_the_frames_as_they_are_and_then_resized(
     assert drawn == set(places)
 
 
-def test_scale_jitter_reaches_every_size_and_place() -> None:
-    transform, rng, frames = ScaleJitterCrop(16, (16, 18)), np.random.default_rng(0), textured_frames(0, 2, 20, 24)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_scale_jitter_reaches_every_size_and_place(interpolation: Interpolation) -> None:
+    transform, rng = ScaleJitterCrop(16, (16, 18), interpolation), np.random.default_rng(0)
+    frames = textured_frames(0, 2, 20, 24)
     wanted = {}
     for short_side in (16, 17, 18):
-        resized = resize_short_side(torch.from_numpy(frames).permute(0, 3, 1, 2), short_side)
+        resized = resize_short_side(torch.from_numpy(frames).permute(0, 3, 1, 2), short_side, interpolation)
         for top in range(resized.shape[2] - 15):
             for left in range(resized.shape[3] - 15):
                 crop = resized[..., top : top + 16, left : left + 16]
@@ -311,11 +316,12 @@ def test_views_go_crop_by_crop_and_clip_by_clip(num_crops: int, height: int, wid
     assert views[0].is_contiguous(memory_format=torch.channels_last), "as frames are decoded"
 
 
-def test_one_crop_is_that_of_the_few_shot_test() -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_one_crop_is_that_of_the_few_shot_test(interpolation: Interpolation) -> None:
     frames = textured_frames(0, 3, 40, 50)
-    crops = ViewCrops(24)
+    crops = ViewCrops(24, interpolation=interpolation)
     views = crops.take(crops.resize(frames), torch.arange(3)[None])
-    assert torch.equal(views[0], ClipTransform(24)(frames, np.random.default_rng(0)))
+    assert torch.equal(views[0], ClipTransform(24, interpolation=interpolation)(frames, np.random.default_rng(0)))
 
 
 def test_crops_that_cannot_be_are_refused() -> None:
