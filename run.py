@@ -389,9 +389,9 @@ class Learner(Training):
             self.run.log("this checkpoint was CHOSEN ON THE TEST SPLIT (--val_on_test): comparable with nothing")
         chance = 100 / ways[0]
         if results["accuracy"] - results["ci95"] < chance + 5:
+            hint = ", or start from pretrained weights" if args.no_pretrained else ""
             self.run.log(
-                f"this is close to chance ({chance:.0f} %): expected after few tasks from random weights; train longer, or "
-                "start from pretrained weights"
+                f"this is close to chance ({chance:.0f} %), as one expects after few tasks: train longer{hint}"
             )
 
     def is_untrained(self, checkpoint: dict[str, Any]) -> bool:

@@ -297,7 +297,11 @@ def test_several_tasks_in_a_call_are_several_tasks(dataset: Path, tmp_path: Path
 
 
 def test_zero_tasks_test_the_model_as_it_is_initialised(dataset: Path, tmp_path: Path, program: Program) -> None:
-    assert "UNTRAINED" in program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
+    out = program(*tiny_run(dataset, tmp_path / "run", "-i", 0))
+    assert "UNTRAINED" in out
+    assert (
+        "close to chance (50 %), as one expects after few tasks: train longer, or start from pretrained weights" in out
+    )
     found = results(tmp_path / "run")
     assert (found["checkpoint"], found["checkpoint_tasks"], found["selected_on"]) == (FINAL, 0, "nothing")
     assert found["untrained"] is True

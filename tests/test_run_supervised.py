@@ -862,7 +862,9 @@ def test_a_trained_backbone_goes_on_into_few_shot_learning(
     argv = [flag for flag in tiny_run(dataset, tmp_path / "run", "-i", 0) if flag != "--no_pretrained"]
     capsys.readouterr()
     assert run.main([*argv, "--backbone_options", "width=8", "-pt", str(finished / FINAL)]) == 0
-    assert "24 tensors loaded, 0 missing, 0 unexpected" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "24 tensors loaded, 0 missing, 0 unexpected" in said.err
+    assert "start from pretrained weights" not in said.out, "it does"
     expected = backbone_of(weights(finished))
     assert same_weights(backbone_of(weights(tmp_path / "run")), expected)
     backbone = build_backbone("conv4", seq_len=3, pretrained=str(finished / BEST), width=8)
