@@ -300,11 +300,13 @@ def group_by_class(support: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"class {label} of episode {episode} has no support video: expected labels 0..{way - 1}, each once"
         )
     rank = (is_class.cumsum(dim=1) - 1).gather(2, labels[..., None])[..., 0]  # how many of the same class came before
-    episode = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+    episode = torch.arange(len(labels), device=labels.device)[:, None]
+    place = (episode * way + labels) * most + rank
     room = support.new_empty if fewest == most else support.new_zeros
-    grouped = room(len(labels), way, most, *support.shape[2:]).index_put_((episode, labels, rank), support)
+    grouped = room(len(labels) * way * most, *support.shape[2:])
+    grouped = grouped.index_copy_(0, place.flatten(), support.flatten(0, 1))  # whole rows: index_put_ takes twice as long
     present = torch.arange(most, device=labels.device) < shots[..., None]
-    return grouped, present
+    return grouped.unflatten(0, (len(labels), way, most)), present
 
 
 def mean_over_shots(values: Tensor, present: Tensor, dim: int) -> Tensor:
