@@ -3,6 +3,7 @@
     python scripts/leaderboard.py scripts/leaderboard_quick.toml                     made-up sets, minutes on 2 cores
     python scripts/leaderboard.py scripts/leaderboard_real.toml --set ssv2small=data/ssv2small
     python scripts/leaderboard.py my_board.toml --list                               what it would run, and what is done
+    python scripts/leaderboard.py my_board.toml --page                               the page of what is done so far
     python scripts/leaderboard.py my_board.toml --shard 2/8                          one of eight jobs on one folder
 
 The file says all: sets (made-up ones are drawn), backbones, methods, seeds, the budget, and the learning rates that every
@@ -56,6 +57,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, least=1, help="runs at a time; unset: one for each GPU, or else each core")
     parser.add_argument("--num_workers", type=int, default=0, least=0, help="processes that read ahead, for each run")
     parser.add_argument("--list", action="store_true", help="print all runs and how they stand, and stop")
+    parser.add_argument("--page", action="store_true", help="write the page of what is finished, and stop")
     return parser.parse_args(argv)
 
 
@@ -183,20 +185,27 @@ def make_board(args: argparse.Namespace, words: Sequence[str]) -> int:
     gpus = visible_gpus()
     workers = Workers(args.jobs or len(gpus) or os.cpu_count() or 1, gpus)
     with Termination():
-        tested_on = {both["test"] for both in plan.cross_domain.values() if both["train"] in {c.data.name for c in own}}
-        needed = {cell.data.name for cell in own} | tested_on
-        needed |= {runs.base_set(cell.data, cell.backbone).name for cell in own if cell.backbone.base is not None}
-        make_sets(runs, [data for data in plan.sets if data.name in needed], workers.slots)
-        stages: list[Callable[[Runs, Sequence[Cell]], list[Job]]]
-        stages = [base_jobs, leaders, tuning_jobs, seed_jobs, cross_jobs]
-        for stage in stages:
-            workers.do(stage(runs, own))
-        command = shlex.join(["python", "scripts/leaderboard.py", *words])
+        if not args.page:
+            make_runs(runs, own, workers)
+        command = shlex.join(["python", "scripts/leaderboard.py", *(word for word in words if word != "--page")])
         pages = write_board(board_of(runs, missing(runs), command), runs.out)
     print(
         f"{workers.finished} runs made, {workers.failed} of them failed; wrote {', '.join(p.name for p in pages)} to {runs.out}"
     )
     return 0
+
+
+def make_runs(runs: Runs, cells: Sequence[Cell], workers: Workers) -> None:
+    """Makes all that is missing of the cells, stage by stage: each needs what those before it have left."""
+    plan = runs.plan
+    tested_on = {both["test"] for both in plan.cross_domain.values() if both["train"] in {c.data.name for c in cells}}
+    needed = {cell.data.name for cell in cells} | tested_on
+    needed |= {runs.base_set(cell.data, cell.backbone).name for cell in cells if cell.backbone.base is not None}
+    make_sets(runs, [data for data in plan.sets if data.name in needed], workers.slots)
+    stages: list[Callable[[Runs, Sequence[Cell]], list[Job]]]
+    stages = [base_jobs, leaders, tuning_jobs, seed_jobs, cross_jobs]
+    for stage in stages:
+        workers.do(stage(runs, cells))
 
 
 def print_list(runs: Runs, cells: Sequence[Cell]) -> None:

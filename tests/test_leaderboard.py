@@ -97,6 +97,9 @@ def test_a_board_is_stopped_gone_on_with_and_says_what_its_runs_say(
     first = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     assert len(first) == 1
     assert not (out / "leaderboard.html").exists()
+    assert "0 runs made" in script(*words, "--page")
+    assert len(list(out.rglob("results.json"))) == 1
+    assert "not run yet" in (out / "leaderboard.html").read_text()
 
     said = script(*words, "--shard", "1/2")
     assert "trx" in said
