@@ -79,9 +79,16 @@ class Entry:
         return next(iter(self.runs.values())).results
 
     @cached_property
+    def accuracies(self) -> list[tuple[float, float]]:
+        """At each way and shot that was tested, the mean over seeds and the half-width of its 95 % interval by Student's t,
+        in %; infinite of one seed."""
+        by_size = zip(*(run.results["sizes"] for run in self.runs.values()), strict=True)
+        return [mean_interval([size["accuracy"] for size in of_seeds]) for of_seeds in by_size]
+
+    @property
     def accuracy(self) -> tuple[float, float]:
-        """Mean over seeds, and the half-width of its 95 % interval by Student's t, in %; infinite of one seed."""
-        return mean_interval([run.results["accuracy"] for run in self.runs.values()])
+        """At the first of them."""
+        return self.accuracies[0]
 
     @cached_property
     def by_class(self) -> dict[str, tuple[int, int]]:
@@ -289,19 +296,20 @@ def matrix(board: Board, backbone: str) -> Matrix:
     turned = len(places) > MANY
     rows, columns = (places, methods) if turned else (methods, places)
     entries = [[board.entry(backbone, r if turned else c, c if turned else r) for c in columns] for r in rows]
-    head = ["set" if turned else "method", *map(readable, columns)]
+    shown = dict(zip(places, map(readable, places), strict=True))
+    head = ["set" if turned else "method", *(shown.get(column, column) for column in columns)]
     cells = [[accuracy_cell(board, entry) for entry in row] for row in entries]
-    return Matrix([head, *([readable(r), *row] for r, row in zip(rows, cells, strict=True))], entries)
+    return Matrix([head, *([shown.get(r, r), *row] for r, row in zip(rows, cells, strict=True))], entries)
 
 
-DETAILS = ("method", "accuracy, %", "over classes, %", "minus control", "p (Holm)", "rate", "time, s", "memory, MB",
-           "chosen on", "marks")  # fmt: skip
+DETAILS = ("over classes, %", "minus control", "p (Holm)", "rate", "time, s", "memory, MB", "chosen on", "marks")
 
 
 def details(board: Board, backbone: str, place: str) -> list[Row]:
-    """One place on one backbone, the best method first."""
-    rows = []
-    for entry in board.methods_in(backbone, place):
+    """One place on one backbone, the best method first. What follows the accuracies is of the first way and shot."""
+    entries, rows = board.methods_in(backbone, place), []
+    sizes = [f"{size['way']}-way {size['shot']}-shot, %" for size in entries[0].results["sizes"]]
+    for entry in entries:
         comparison = board.against_control.get((backbone, place, entry.method))
         difference = (
             [plus_minus(comparison.difference.points, comparison.difference.ci95), shown_p(comparison.p)]
@@ -310,11 +318,12 @@ def details(board: Board, backbone: str, place: str) -> list[Row]:
         )
         low, high = entry.over_classes
         rows.append([
-            entry.method, accuracy_cell(board, entry), f"{number(low)} to {number(high)}", *difference,
+            entry.method, accuracy_cell(board, entry), *(plus_minus(*found) for found in entry.accuracies[1:]),
+            f"{number(low)} to {number(high)}", *difference,
             "–" if entry.rate is None else f"{entry.rate:g}", number(median(entry.seconds)) if entry.seconds else "–",
             f"{entry.memory / 1e6:.0f}" if entry.memory else "–", entry.results["selected_on"], ", ".join(entry.marks),
         ])  # fmt: skip
-    return [list(DETAILS), *rows]
+    return [["method", *sizes, *DETAILS], *rows]
 
 
 def shown_p(p: float) -> str:
@@ -617,8 +626,7 @@ def csv_rows(board: Board) -> Iterator[dict[str, Any]]:
             "overlapping_classes": "; ".join(entry.tested(known)) if known is not None else "",
             "accuracy_without_them": entry.without(known) if known is not None else "",
         }  # fmt: skip
-        for index, size in enumerate(entry.results["sizes"]):
-            mean, error = mean_interval([run.results["sizes"][index]["accuracy"] for run in entry.runs.values()])
+        for index, (size, (mean, error)) in enumerate(zip(entry.results["sizes"], entry.accuracies, strict=True)):
             yield {
                 "set": entry.place, "backbone": entry.backbone, "method": entry.method, "way": size["way"],
                 "shot": size["shot"], "seeds": " ".join(map(str, entry.runs)), "accuracy": mean,
