@@ -100,8 +100,10 @@ def work(job: Job, threads: int, gpu: str | None) -> None:
 
 
 def import_all() -> None:
-    """Imports what a run imports late, so that its process has it already."""
+    """Imports what a run imports late, so that its process has it already: of a short run's seconds, a quarter."""
     import jinja2  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
 
