@@ -479,7 +479,8 @@ def by_reason(board: Board) -> dict[str, list[str]]:
 
 
 def profile_figure(board: Board, backbone: str, columns: int = 5) -> Figure:
-    """For each axis the accuracy by level, a line for each method with its interval over all episodes."""
+    """For each axis the accuracy by level, a line for each method with its interval over all episodes. Where there are more
+    methods than colours, those of one colour have markers of their own."""
     axes = board.axes
     rows, columns = -(-len(axes) // columns), min(columns, len(axes))
     figure = new_figure(0.6 + 2.35 * columns, 0.75 + 2.3 * rows)
@@ -495,9 +496,10 @@ def profile_figure(board: Board, backbone: str, columns: int = 5) -> Figure:
             offset = 0.05 * (number_ - (len(board.methods) - 1) / 2)
             errors = [Difference.of(np.concatenate([r.accuracies for r in e.runs.values()])).ci95 for _, e in there]
             is_control = method == board.control
+            again, colour = divmod(number_, len(SERIES))
             panel.errorbar(
                 [level + offset for level, _ in there], [e.accuracy[0] for _, e in there], errors,
-                color=LIGHT["quiet"] if is_control else SERIES[number_ % len(SERIES)], marker="o", markersize=3.2,
+                color=LIGHT["quiet"] if is_control else SERIES[colour], marker="osD^"[again % 4], markersize=3.2,
                 linewidth=1.3, elinewidth=1, linestyle="--" if is_control else "-", label=method,
             )  # fmt: skip
         way = next(iter(board.entries)).results["way"]

@@ -20,7 +20,7 @@ from script_runs import Script, write_run
 
 import run
 from engine.stopping import Terminated
-from results.leaderboard import Backbone, Board, Entry, Place, markdown, trust_table
+from results.leaderboard import Backbone, Board, Entry, Place, markdown, profile_figure, trust_table
 from results.runs import read_run, read_test
 from results.statistics import holm, mean_interval, p_value, t_quantile, t_share
 from scripts import leaderboard
@@ -365,6 +365,24 @@ def test_methods_change_their_order_where_they_clearly_do(tmp_path: Path) -> Non
     places = [Place("base", made_up=True)] + [Place(axis, True, axis, 2) for axis in ("speed", "scale", "order")]
     (reversal,) = board(entries, places).reversals("net")
     assert reversal == ("tsn", "trx", "speed", 50, "scale", -50)
+
+
+def test_the_profile_has_a_line_of_its_own_for_every_method(tmp_path: Path) -> None:
+    entries = []
+    for number in range(12):
+        hits = [[1, 0]] * number + [[0, 0]] * (12 - number)
+        name = f"m{number}" if number else "tsn"
+        made = [
+            dataclasses.replace(entry(tmp_path / place, name, {0: hits}), place=place) for place in ("base", "hard")
+        ]
+        entries += made
+    figure = profile_figure(board(entries, [Place("base", True), Place("hard", True, "speed", 3)]), "net")
+    (panel,) = [axes for axes in figure.axes if axes.get_visible()]
+    lines = {bars.get_label(): bars.lines[0] for bars in panel.containers}
+    assert len(lines) == len({(line.get_color(), line.get_marker()) for line in lines.values()}) == 12
+    for number, line in enumerate(lines.values()):
+        assert list(line.get_ydata()) == pytest.approx([100 * number / 24] * 2)
+        assert [round(x) for x in line.get_xdata()] == [0, 3]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
