@@ -13,6 +13,7 @@ import torch
 
 import run
 from clips.frame_sources import VideoFile
+from methods import METHODS
 from results.terminal import Row
 from scripts import benchmark
 from scripts.bench import files, floors, gpu_check, memory, timing
@@ -181,3 +182,8 @@ def test_pillow_form_reads_the_pixels_of_the_dataset(tmp_path):
     assert frames.shape == episode["support_set"].shape
     assert frames.dtype == torch.float32
     assert (frames.mean(dim=(1, 2, 3)) * 255 - episode["support_set"].float().mean(dim=(1, 2, 3))).abs().max() < 15
+
+
+def test_the_check_on_a_gpu_asks_every_method():
+    rows = list(gpu_check.equal_to_cpu("conv4"))  # here with the CPU on both sides
+    assert rows == [[method, "0.0e+00", "0.0e+00"] for method in METHODS]

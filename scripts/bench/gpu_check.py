@@ -56,12 +56,12 @@ class Outcome:
 # Checks
 
 
-def equal_to_cpu() -> Iterator[Row]:
+def equal_to_cpu(backbone: str = "resnet18") -> Iterator[Row]:
     """Logits and gradients of every method on the GPU, beside those on the CPU, in float32 without rounding."""
     use_tf32(False)
     for method in METHODS:
         torch.manual_seed(0)
-        flags = f"-c unused --no_pretrained --method {method} --backbone resnet18 --seq_len 8"
+        flags = f"-c unused --no_pretrained --method {method} --backbone {backbone} --seq_len 8"
         on_cpu = build_head(build_parser(METHODS).parse_args(shlex.split(flags))).eval()
         on_gpu = copy.deepcopy(on_cpu).to(default_device())
         size = on_cpu.backbone.input_spec.size
@@ -69,9 +69,11 @@ def equal_to_cpu() -> Iterator[Row]:
             like = on_cpu.encode(torch.zeros(1, 8, 3, size, size))
         features = torch.randn(1, 15, *like.shape[1:]).relu()
         labels, found = torch.arange(5).repeat(2)[None], []
+        text = {"class_text": torch.randn(1, 5, on_cpu.class_text_width or 512)} if on_cpu.uses_class_text else {}
         for head in (on_cpu, on_gpu):
             given = features.to(next(head.parameters()).device).requires_grad_()
-            logits = head.classify_episodes(given[:, :10], labels.to(given.device), given[:, 10:])["logits"]
+            there = {name: of_classes.to(given.device) for name, of_classes in text.items()}
+            logits = head.classify_episodes(given[:, :10], labels.to(given.device), given[:, 10:], **there)["logits"]
             (gradient,) = torch.autograd.grad(logits.logsumexp(dim=-1).sum(), given)
             found.append([logits.detach().cpu(), gradient.cpu()])
         apart = [((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item() for a, b in zip(*found, strict=True)]
