@@ -314,9 +314,9 @@ class Learner(Training):
         """Answers the first `num_tasks` episodes, each process its share, and merges the answers."""
         self.model.eval()
         tally = Tally(dataset.split.classes)
-        with self.bar(num_tasks, dataset.split.name, leave=False) as bar, torch.inference_mode():
-            for call in self.calls.of_evaluation(dataset, num_tasks, store):
-                logits = self.calls.logits(call)
+        answered = contextlib.closing(self.calls.answered(dataset, num_tasks, store))
+        with self.bar(num_tasks, dataset.split.name, leave=False) as bar, torch.inference_mode(), answered as answers:
+            for call, logits in answers:
                 if not torch.isfinite(logits).all():
                     raise UserError(
                         f"NaN or infinite logits in episode {call['index'][0]} of {dataset.split.name}: the weights or batch "

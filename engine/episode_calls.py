@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from torch import Tensor
 from clips.transforms import InputSpec
 from engine.class_text import RunText
 from engine.devices import autocast
-from engine.feature_store import FeatureStore, fingerprint, stored_episodes
+from engine.feature_store import FeatureStore, fingerprint, planned_ahead, stored_episodes
 from engine.processes import Batch, Processes
 from engine.row_store import UNKNOWN
+from engine.side_by_side import MOST, side_by_side, twin
 from utils import locked
 from video_reader import VideoDataset, read_episodes
 
@@ -92,9 +95,16 @@ class EpisodeCalls:
         self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
     ) -> Iterator[dict[str, Any]]:
         """The calls of the first `num_tasks` episodes."""
+        return itertools.chain.from_iterable(self.portions(dataset, num_tasks, store))
+
+    def portions(
+        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
+    ) -> Iterator[Generator[dict[str, Any]]]:
+        """The same, as many at a time as are planned together: once the first of them is there, all videos are encoded."""
         per_call = 1 if store is None else EPISODES_PER_CALL
-        batches = list(self.processes.shard(range(num_tasks), per_call * self.processes.size, per_call))
-        return self.with_text(self.on_videos(dataset, batches, store), dataset)
+        batches = self.processes.shard(range(num_tasks), per_call * self.processes.size, per_call)
+        for ahead in planned_ahead(batches):
+            yield self.with_text(self.on_videos(dataset, ahead, store), dataset)
 
     def with_text(
         self, calls: Generator[dict[str, Any]], dataset: VideoDataset, *, training: bool = False
@@ -144,6 +154,23 @@ class EpisodeCalls:
         """Of a call of an evaluation, (B, Q, K)."""
         answers = self.answers(self.prepare(call))
         return torch.stack([answer["logits"] for answer in answers])
+
+    def answered(
+        self, dataset: VideoDataset, num_tasks: int, store: FeatureStore | None
+    ) -> Generator[tuple[dict[str, Any], Tensor]]:
+        """The calls of an evaluation with their logits, in their order; on stored features and a CPU, several at a time."""
+        cores = torch.get_num_threads() if store is not None and self.device.type == "cpu" else 1
+        for calls in self.portions(dataset, num_tasks, store):
+            if cores == 1:
+                yield from ((call, self.logits(call)) for call in calls)
+            else:
+                yield from side_by_side([self.twin().logits for _ in range(min(cores, MOST))], calls)
+
+    def twin(self) -> EpisodeCalls:
+        """These calls of the same weights, for another thread."""
+        own = copy.copy(self)
+        own.model = twin(self.model)
+        return own
 
     # Stored features -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def stored_episodes(
     `encode` is called with the rows that are needed, for many tasks at once, and for the tasks of all processes, so that they
     can share it; also where this one lacks none, since others may. It says whether any of them did.
     """
-    for ahead in _planned_ahead(batches):
+    for ahead in planned_ahead(batches):
         tasks = [index for batch in ahead for index in batch.tasks]
         plans = {index: dataset.plan(index) for index in tasks}
         filled = dict(zip(tasks, filled_episodes(store, dataset, list(plans.values()), encode), strict=True))
@@ -175,7 +175,7 @@ def stored_episodes(
             }
 
 
-def _planned_ahead(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+def planned_ahead(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     """Whole batches, as many at a time as have TASKS_PLANNED_AHEAD tasks."""
     ahead: list[Batch] = []
     for batch in batches:

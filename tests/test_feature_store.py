@@ -58,6 +58,11 @@ def test_stored_features_give_the_logits_that_frames_give(
         assert store is not None
         stored = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, store)])
         direct = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, None)])
+        torch.set_num_threads(2)  # two calls side by side, one core each: to the same bits
+        answered = list(made.calls.answered(episodes, 10, store))
+        torch.set_num_threads(1)
+    assert torch.equal(torch.cat([logits for _, logits in answered]), stored)
+    assert sum((call["index"] for call, _ in answered), []) == list(range(10))
     assert stored.shape == (10, 6, 3)
     torch.testing.assert_close(stored, direct, rtol=1e-4, atol=1e-4)
 

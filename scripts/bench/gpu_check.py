@@ -72,7 +72,7 @@ def equal_to_cpu(backbone: str = "resnet18") -> Iterator[Row]:
         text = {"class_text": torch.randn(1, 5, on_cpu.class_text_width or 512)} if on_cpu.uses_class_text else {}
         for head in (on_cpu, on_gpu):
             given = features.to(next(head.parameters()).device).requires_grad_()
-            there = {name: of_classes.to(given.device) for name, of_classes in text.items()}
+            there: dict[str, Any] = {name: of_classes.to(given.device) for name, of_classes in text.items()}
             logits = head.classify_episodes(given[:, :10], labels.to(given.device), given[:, 10:], **there)["logits"]
             (gradient,) = torch.autograd.grad(logits.logsumexp(dim=-1).sum(), given)
             found.append([logits.detach().cpu(), gradient.cpu()])

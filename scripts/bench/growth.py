@@ -70,8 +70,8 @@ def growth_rows(*, quick: bool) -> Iterator[Row]:
         dataset = learner.datasets["test"]
         with torch.inference_mode(), calls.feature_store(dataset) as store:
             done = 0
-            for call in calls.of_evaluation(dataset, episodes, store):
-                before, done = done, done + len(calls.logits(call))
+            for _, logits in calls.answered(dataset, episodes, store):
+                before, done = done, done + len(logits)
                 if before * parts // episodes < done * parts // episodes:
                     note("test episodes", done)
         folder_of_run.close()

@@ -8,6 +8,7 @@ Letters: V videos.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -84,19 +85,19 @@ def stored_test(method: str, backbone: str, split: Split, folder: Path, most: in
     with torch.inference_mode(), calls.feature_store(dataset) as store:
         assert store is not None
         per_video = fill(store, calls)
-        episodes = calls.of_evaluation(dataset, most, store)
-        started = clock()
-        first = next(episodes)  # all episodes are planned
-        planning = clock() - started
         with FlopCounterMode(display=False) as counter:
-            calls.logits(first)
+            calls.logits(next(calls.of_evaluation(dataset, EPISODES_PER_CALL, store)))
         peak = peak_flops()
-        answered, started = 0, clock()
-        for call in episodes:
-            answered += len(calls.logits(call))
-            if clock() - started > seconds:
-                break
-        episode = (clock() - started) / answered
+        with contextlib.closing(calls.answered(dataset, most, store)) as episodes:
+            started = clock()
+            next(episodes)  # all episodes are planned
+            planning = clock() - started
+            answered, started = 0, clock()
+            for _, logits in episodes:
+                answered += len(logits)
+                if clock() - started > seconds:
+                    break
+            episode = (clock() - started) / answered
         flops = counter.get_total_flops() / EPISODES_PER_CALL
         row_bytes = store.read([0]).nbytes
     return [
