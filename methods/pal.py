@@ -28,7 +28,7 @@ class CNN_PAL(CNN_FSHead):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.attention = nn.MultiheadAttention(self.backbone.feature_dim, num_heads=1, batch_first=True)
+        self.attention = nn.MultiheadAttention(self.backbone.feature_dim, num_heads=1)
         self.scale = LogitScale(args.pal_scale)
         self.prototype_weight = args.pal_lambda
         self.prototype_loss_form = args.pal_prototype_loss
@@ -61,16 +61,20 @@ class CNN_PAL(CNN_FSHead):
     def classify(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         support = reduce(support_features, "b n s d -> b n d", "mean")
         target = reduce(target_features, "b q s d -> b q d", "mean")
-        support = support + self.attend(support, support)
-        target = target + self.attend(target, support)
+        support = support + self.attend(support, support)[0]
+        target = target + self.attend(target, support)[0]
 
         shots, present = group_by_class(support, support_labels)
         cosines = cos_sim(target, mean_over_shots(shots, present[..., None], dim=2))
         return {"logits": self.scale(cosines), "cosines": cosines}
 
-    def attend(self, videos: Tensor, support: Tensor) -> Tensor:
-        """What videos (B, V, D) find in the support (B, N, D) of all classes: (B, V, D)."""
-        return self.attention(videos, support, support, need_weights=False)[0]
+    def attend(self, videos: Tensor, support: Tensor, *, need_weights: bool = False) -> tuple[Tensor, Tensor]:
+        """What videos (B, V, D) find in the support (B, N, D) of all classes, (B, V, D), and their weights (B, V, N)."""
+        # Of videos that come transposed, torch would make a small product for each one instead of one of all.
+        keys = rearrange(support, "b n d -> n b d").contiguous()
+        queries = keys if videos is support else rearrange(videos, "b v d -> v b d").contiguous()
+        found, weights = self.attention(queries, keys, keys, need_weights=need_weights)
+        return rearrange(found, "v b d -> b v d"), weights
 
     def explain(self, support_features: Tensor, support_labels: Tensor, target_features: Tensor) -> dict[str, Tensor]:
         """Beside "logits" and "cosines" (B, Q, K), how much videos look at each support video, 1 in all for each of them.
@@ -79,8 +83,8 @@ class CNN_PAL(CNN_FSHead):
         """
         support = reduce(support_features, "b n s d -> b n d", "mean")
         target = reduce(target_features, "b q s d -> b q d", "mean")
-        attended, of_support = self.attention(support, support, support)
-        _, of_target = self.attention(target, support + attended, support + attended)
+        attended, of_support = self.attend(support, support, need_weights=True)
+        _, of_target = self.attend(target, support + attended, need_weights=True)
 
         def by_class(attention: Tensor) -> Tensor:
             """(B, V, N) -> (B, V, K, J)."""
