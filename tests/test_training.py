@@ -32,9 +32,11 @@ def work():
         third = torch.ones(5_000_000)
 
 def count():
-    work()
+    for _ in range(4):
+        work()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    work()
+    for _ in range(4):
+        work()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 thread = threading.Thread(target=count)
@@ -54,7 +56,7 @@ def test_freed_tensors_leave_their_pages_to_the_next_ones_unless_the_environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
         faults[told] = [int(count) for count in done.stdout.split()]
     for kept, otherwise in zip(faults[False], faults[True], strict=True):  # in another thread, and in the first one
-        assert 3 * kept < otherwise
+        assert 20 * kept < otherwise
 
 
 # Number formats ------------------------------------------------------------------------------------------------------
