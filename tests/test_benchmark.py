@@ -16,7 +16,7 @@ from clips.frame_sources import VideoFile
 from methods import METHODS
 from results.terminal import Row
 from scripts import benchmark
-from scripts.bench import files, floors, gpu_check, memory, timing
+from scripts.bench import files, floors, gpu_check, memory, stored_tests, timing
 
 
 def test_every_section_runs_and_is_in_the_table(capsys, monkeypatch):
@@ -47,6 +47,11 @@ def test_every_table_has_its_rows(capsys, monkeypatch):
     assert out.count("computed") == out.count(" 8 GB") == 2
     for first in ("conv4", "trx", "jpeg", "lmdb", "mp4", "training tasks", "test episodes"):
         assert re.search(rf"^{first} ", out, re.MULTILINE), first
+
+
+def test_a_stored_test_is_measured_of_a_method_that_reads_names():
+    rows = stored_tests.stored_test_rows(quick=True, methods=("clip_fsar",))
+    assert [row[0] for row in rows] == ["clip_fsar"]
 
 
 def test_a_busy_machine_is_measured_by_the_time_of_one_thread(monkeypatch, capsys):

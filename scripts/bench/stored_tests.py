@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clips.transforms import ClipTransform
 from clips.video_split import Split
+from engine.class_text import open_run_text
 from engine.devices import default_device, use_channels_last
 from engine.episode_calls import EPISODES_PER_CALL, EpisodeCalls
 from engine.feature_store import FeatureStore
@@ -57,7 +58,7 @@ def stored_test_rows(
     """
     classes, videos, seconds = (6, 6, 0.05) if quick else (21, 131, 2.0)
     if quick:
-        backbones, methods = ("conv4",), ("trx",)
+        backbones, methods = ("conv4",), methods[:2]
     with tempfile.TemporaryDirectory() as folder, cached_in(Path(folder) / "cache"):
         for label in range(classes):
             for video in range(videos - (label < 6 and not quick)):  # 2,745 in all
@@ -77,11 +78,16 @@ def stored_test(method: str, backbone: str, split: Split, folder: Path, most: in
     head = build_head(args).eval().requires_grad_(False)
     use_channels_last(head)
     head.to(default_device())
+    if head.uses_class_text:
+        args.text_features = str(folder.with_name("names.pt"))
+        width = head.class_text_width or head.backbone.feature_dim
+        torch.save({name: torch.randn(width) for name in split.classes}, args.text_features)
+    text = open_run_text(args, head, {"test": split}, Processes(), folder)
     size = head.backbone.input_spec.size
     dataset = VideoDataset(
         split, way=WAY, shot=SHOT, queries=1, seq_len=args.seq_len, transform=ClipTransform(size), seed=0
     )
-    calls = EpisodeCalls(head, head.backbone.input_spec, Processes(), args, folder)
+    calls = EpisodeCalls(head, head.backbone.input_spec, Processes(), args, folder, text=text)
     with torch.inference_mode(), calls.feature_store(dataset) as store:
         assert store is not None
         per_video = fill(store, calls)
