@@ -53,11 +53,14 @@ def test_a_twin_has_the_same_weights_and_attributes_of_its_own() -> None:
 def test_answers_come_in_order_from_one_thread_for_each_model_and_not_far_ahead() -> None:
     models, asked, at_work = [twin(Keeps()) for _ in range(2)], [], [0, 0]
     seen: set[tuple[int, int, bool]] = set()
+    meeting = threading.Barrier(2, timeout=20)
 
     def answer_of(number: int) -> Callable[[int], int]:
         def answer(question: int) -> int:
             at_work[number] += 1
             seen.add((at_work[number], torch.get_num_threads(), torch.is_inference_mode_enabled()))
+            if question < 2:
+                meeting.wait()  # for the other one, which is at work as well
             found = models[number](question)
             at_work[number] -= 1
             return found
@@ -69,13 +72,10 @@ def test_answers_come_in_order_from_one_thread_for_each_model_and_not_far_ahead(
             asked.append(torch.get_num_threads())
             yield number
 
-    together = 0
     for expected, (question, found) in enumerate(side_by_side.side_by_side([answer_of(0), answer_of(1)], questions())):
         assert (question, found) == (expected, 2 * expected)
         assert len(asked) <= expected + 3
-        together += sum(at_work) == 2
     assert seen == {(1, 1, True)}, "one question at a time for a model, one core for each"
-    assert together, "both were at work at a time"
     assert asked == [2] + [1] * 19, "the first question may take all cores"
     assert torch.get_num_threads() == 2
 
