@@ -31,6 +31,7 @@ from utils import locked
 from video_reader import VideoDataset, read_episodes
 
 MOST_DESCRIBED = 16 * 2**30  # bytes on disk that descriptions of a split may take where features take less
+MOST_IN_MEMORY = 2**31  # bytes, with a frozen backbone, whose features are what is stored
 EPISODES_PER_CALL = 8  # on stored features: enough to fill a CPU's cores or a GPU, little enough for TRX's tuples
 
 
@@ -104,7 +105,7 @@ class EpisodeCalls:
         per_call = 1 if store is None else EPISODES_PER_CALL
         batches = self.processes.shard(range(num_tasks), per_call * self.processes.size, per_call)
         for ahead in planned_ahead(batches):
-            yield self.with_text(self.on_videos(dataset, ahead, store), dataset)
+            yield self.with_text(self.on_videos(dataset, ahead, store, describe=True), dataset)
 
     def with_text(
         self, calls: Generator[dict[str, Any]], dataset: VideoDataset, *, training: bool = False
@@ -113,12 +114,24 @@ class EpisodeCalls:
         return calls if self.text is None else self.text.added_to(calls, dataset.split, training=training)
 
     def on_videos(
-        self, dataset: VideoDataset, batches: Sequence[Batch], store: FeatureStore | None
+        self, dataset: VideoDataset, batches: Sequence[Batch], store: FeatureStore | None, *, describe: bool = False
     ) -> Generator[dict[str, Any]]:
-        """From stored features, or from frames if there is no store."""
+        """From stored features, or from frames if there is no store. describe: where features are stored of a method that
+        condenses them, as they are with a frozen backbone, gives descriptions if they fit into memory."""
         if store is None:
             return self.on_frames(dataset, batches)
-        return stored_episodes(store, dataset, batches, self.encoder(store, dataset))
+        describes = describe and not store.described and self.model.condenses and self.fits_in_memory(store)
+        encode = self.encoder(store, dataset)
+        return stored_episodes(store, dataset, batches, encode, self.describe if describes else None)
+
+    def fits_in_memory(self, store: FeatureStore) -> bool:
+        """Whether descriptions of all videos of a store do."""
+        one = self.describe(torch.zeros(1, *store.shape[1:]))
+        return store.shape[0] * one.nbytes <= MOST_IN_MEMORY
+
+    def describe(self, features: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.model.describe(features.to(self.device)).cpu()
 
     def on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
         calls = [call for batch in batches for call in batch.own_calls]

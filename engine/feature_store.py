@@ -145,28 +145,51 @@ class FeatureStore(RowStore):
         self.known[list(self.bad)] = BAD
 
 
+class DescribedRows:
+    """What a method makes of rows of features, in memory: each is described once, eight at a time."""
+
+    described = True
+
+    def __init__(self, store: FeatureStore, rows: Sequence[int], describe: Callable[[Tensor], Tensor]) -> None:
+        self._place = {row: number for number, row in enumerate(rows)}
+        self._table = torch.cat([describe(store.read(rows[first : first + 8])) for first in range(0, len(rows), 8)])
+
+    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return self._table[torch.tensor([[self._place[row] for row in some] for some in rows])]
+
+
 def stored_episodes(
-    store: FeatureStore, dataset: VideoDataset, batches: Sequence[Batch], encode: Callable[[list[int]], bool]
+    store: FeatureStore,
+    dataset: VideoDataset,
+    batches: Sequence[Batch],
+    encode: Callable[[list[int]], bool],
+    describe: Callable[[Tensor], Tensor] | None = None,
 ) -> Generator[dict[str, Any]]:
     """The own calls of batches on features: dicts as a VideoDataset's with B in front.
 
     support_features (B, N, *shape) and target_features (B, Q, *shape) replace the frames; "described" says what they are.
     `encode` is called with the rows that are needed, for many tasks at once, and for the tasks of all processes, so that they
-    can share it; also where this one lacks none, since others may. It says whether any of them did.
+    can share it; also where this one lacks none, since others may. It says whether any of them did. describe: of a store of
+    features, makes descriptions in their place.
     """
     for ahead in planned_ahead(batches):
         tasks = [index for batch in ahead for index in batch.tasks]
         plans = {index: dataset.plan(index) for index in tasks}
         filled = dict(zip(tasks, filled_episodes(store, dataset, list(plans.values()), encode), strict=True))
+        content: FeatureStore | DescribedRows = store
+        if describe:
+            own = (filled[index] for batch in ahead for call in batch.own_calls for index in call)
+            rows = {drawn.content for support, target, _ in own for drawn in (*support, *target)}
+            content = DescribedRows(store, sorted(rows), describe)
         for call in (call for batch in ahead for call in batch.own_calls):
             support, target, bad_videos = zip(*(filled[index] for index in call), strict=True)
             yield {
                 "index": list(call),
-                "described": store.described,
-                "support_features": store.read([[drawn.content for drawn in videos] for videos in support]),
+                "described": content.described,
+                "support_features": content.read([[drawn.content for drawn in videos] for videos in support]),
                 "support_labels": torch.tensor([[drawn.k for drawn in videos] for videos in support]),
                 "real_support_labels": torch.tensor([[drawn.label for drawn in videos] for videos in support]),
-                "target_features": store.read([[drawn.content for drawn in videos] for videos in target]),
+                "target_features": content.read([[drawn.content for drawn in videos] for videos in target]),
                 "target_labels": torch.tensor([[drawn.k for drawn in videos] for videos in target]),
                 "real_target_labels": torch.tensor([[drawn.label for drawn in videos] for videos in target]),
                 "batch_class_list": torch.tensor([plans[index].labels for index in call]),

@@ -67,6 +67,29 @@ def test_stored_features_give_the_logits_that_frames_give(
     torch.testing.assert_close(stored, direct, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [name for name, head in METHODS.items() if head.condenses])
+def test_with_a_frozen_backbone_a_test_describes_each_video_once(
+    method: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_flags: Callable[[str], list[str]]
+) -> None:
+    flags = ["--method", method, "--freeze_backbone", *text_flags(method)]
+    made = learner(dataset, tmp_path / "run", *flags, *(["--molo_reconstruction", 0] if method == "molo" else []))
+    episodes, described, describe = made.datasets["test"], [], made.model.describe
+    monkeypatch.setattr(made.model, "describe", lambda features: described.append(len(features)) or describe(features))
+    logits = {}
+    with torch.inference_mode(), made.calls.feature_store(episodes) as store:
+        assert store is not None
+        assert not store.described
+        for most in (2**31, 0):
+            monkeypatch.setattr(episode_calls, "MOST_IN_MEMORY", most)
+            described.clear()
+            logits[most] = torch.cat(
+                [made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 60, store)]
+            )
+            if most:  # one more is described, to see how large it is
+                assert 1 < sum(described) <= sum(map(len, episodes.split.videos)) + 1
+    torch.testing.assert_close(*logits.values(), rtol=1e-4, atol=1e-4)
+
+
 def test_descriptions_too_large_for_a_split_are_made_of_stored_features(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
