@@ -177,10 +177,10 @@ def stored_episodes(
         plans = {index: dataset.plan(index) for index in tasks}
         filled = dict(zip(tasks, filled_episodes(store, dataset, list(plans.values()), encode), strict=True))
         content: FeatureStore | DescribedRows = store
-        if describe:
-            own = (filled[index] for batch in ahead for call in batch.own_calls for index in call)
-            rows = {drawn.content for support, target, _ in own for drawn in (*support, *target)}
-            content = DescribedRows(store, sorted(rows), describe)
+        own = [index for batch in ahead for call in batch.own_calls for index in call]
+        if describe and own:
+            drawn = (drawn for index in own for videos in filled[index][:2] for drawn in videos)
+            content = DescribedRows(store, sorted({video.content for video in drawn}), describe)
         for call in (call for batch in ahead for call in batch.own_calls):
             support, target, bad_videos = zip(*(filled[index] for index in call), strict=True)
             yield {
