@@ -130,8 +130,9 @@ class EpisodeCalls:
         return store.shape[0] * one.nbytes <= MOST_IN_MEMORY
 
     def describe(self, features: Tensor) -> Tensor:
+        """What the method makes of each video alone: features (V, *shape) -> (V, ...), in float32 on the CPU."""
         with torch.inference_mode():
-            return self.model.describe(features.to(self.device)).cpu()
+            return self.model.describe(features.to(self.device).float()).cpu()
 
     def on_frames(self, dataset: VideoDataset, batches: Sequence[Batch]) -> Generator[dict[str, Any]]:
         calls = [call for batch in batches for call in batch.own_calls]
@@ -215,18 +216,16 @@ class EpisodeCalls:
         features = self.encode(torch.zeros(1, self.args.seq_len, 3, size, size, dtype=torch.uint8), describe=False)
         if not self.model.condenses or self.args.freeze_backbone:
             return False, features.shape[1:]
-        with torch.inference_mode():
-            description = self.model.describe(features.float())
+        description = self.describe(features)
         if description.numel() > features.numel() and videos * description.nbytes > MOST_DESCRIBED:
             return False, features.shape[1:]
         return True, description.shape[1:]
 
     def encode(self, clips: Tensor, *, describe: bool) -> Tensor:
         """uint8 clips (N, T, 3, H, W) -> what is stored of each: steps (N, S, D), maps (N, D, S, h, w), or a description."""
-        with torch.inference_mode():
-            with autocast(self.device, self.args.precision):
-                features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
-            return self.model.describe(features.float()) if describe else features
+        with torch.inference_mode(), autocast(self.device, self.args.precision):
+            features = self.model.encode(self.input_spec.normalise(clips.to(self.device)))
+        return self.describe(features) if describe else features
 
     def encoder(self, store: FeatureStore, dataset: VideoDataset) -> Callable[[list[int]], bool]:
         """What fills those rows of a store that any process lacks, each process its share. Says whether there were any."""

@@ -146,7 +146,10 @@ class FeatureStore(RowStore):
 
 
 class DescribedRows:
-    """What a method makes of rows of features, in memory: each is described once, eight at a time."""
+    """What a method makes of rows of features (V, *shape), one vector or more for each (V, ...), in memory.
+
+    Each is described once, eight at a time.
+    """
 
     described = True
 
@@ -155,6 +158,7 @@ class DescribedRows:
         self._table = torch.cat([describe(store.read(rows[first : first + 8])) for first in range(0, len(rows), 8)])
 
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Those of B x N rows: (B, N, ...)."""
         return self._table[torch.tensor([[self._place[row] for row in some] for some in rows])]
 
 

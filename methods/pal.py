@@ -68,8 +68,9 @@ class CNN_PAL(CNN_FSHead):
         cosines = cos_sim(target, mean_over_shots(shots, present[..., None], dim=2))
         return {"logits": self.scale(cosines), "cosines": cosines}
 
-    def attend(self, videos: Tensor, support: Tensor, *, need_weights: bool = False) -> tuple[Tensor, Tensor]:
-        """What videos (B, V, D) find in the support (B, N, D) of all classes, (B, V, D), and their weights (B, V, N)."""
+    def attend(self, videos: Tensor, support: Tensor, *, need_weights: bool = False) -> tuple[Tensor, Any]:
+        """What videos (B, V, D) find in the support (B, N, D) of all classes, (B, V, D); and how much each looks at each
+        support video (B, V, N), None unless asked for."""
         # Of videos that come transposed, torch would make a small product for each one instead of one of all.
         keys = rearrange(support, "b n d -> n b d").contiguous()
         queries = keys if videos is support else rearrange(videos, "b v d -> v b d").contiguous()

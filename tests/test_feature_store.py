@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Program, tiny_run
+from conftest import Program, tiny_run, torch_threads
 from run_folders import assert_same_answers, rows
 
 import run
@@ -58,9 +58,8 @@ def test_stored_features_give_the_logits_that_frames_give(
         assert store is not None
         stored = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, store)])
         direct = torch.cat([made.calls.logits(call) for call in made.calls.of_evaluation(episodes, 10, None)])
-        torch.set_num_threads(2)  # two calls side by side, one core each: to the same bits
-        answered = list(made.calls.answered(episodes, 10, store))
-        torch.set_num_threads(1)
+        with torch_threads(2):  # two calls side by side, one core each: to the same bits
+            answered = list(made.calls.answered(episodes, 10, store))
     assert torch.equal(torch.cat([logits for _, logits in answered]), stored)
     assert sum((call["index"] for call, _ in answered), []) == list(range(10))
     assert stored.shape == (10, 6, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Program, tiny_run
+from conftest import Program, tiny_run, torch_threads
 from torch import nn
 
 from engine import feature_store, side_by_side
@@ -20,9 +20,8 @@ from engine.side_by_side import twin
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
+    with torch_threads(2):
+        yield
 
 
 class Keeps(nn.Module):
@@ -103,10 +102,9 @@ def test_a_run_has_the_same_answers_whatever_its_cores(
     monkeypatch.setattr(feature_store, "TASKS_PLANNED_AHEAD", planned_ahead)
     (tmp_path / "keeps.py").write_text(KEEPS)
     for cores in (1, 2):
-        torch.set_num_threads(cores)
         method = f"{tmp_path}/keeps.py:Keeps"
-        program(*tiny_run(dataset, tmp_path / str(cores), "-i", 0, "--method", method, "--num_test_tasks", 30))
-    torch.set_num_threads(1)
+        with torch_threads(cores):
+            program(*tiny_run(dataset, tmp_path / str(cores), "-i", 0, "--method", method, "--num_test_tasks", 30))
     one, two = ((tmp_path / str(cores) / "predictions.csv").read_bytes() for cores in (1, 2))
     assert one == two
     assert len(one.splitlines()) == 1 + 30 * 2
