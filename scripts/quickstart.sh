@@ -16,7 +16,7 @@ mkdir -p runs/quickstart
 python data_prep/make_demo_set.py demo --picture runs/quickstart/classes.png
 
 # A network this small keeps one core busy, so methods are trained side by side.
-cores=$(nproc)
+cores=$(getconf _NPROCESSORS_ONLN)
 at_once=$((${#methods[@]} < cores ? ${#methods[@]} : cores))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / at_once))}
 
@@ -24,7 +24,10 @@ train() { # trains and tests a method; its lines begin with its name
     local run=runs/quickstart/$1
     local asked=(--method "$1" @scripts/quickstart.args)
     [ ! -e "$run/args.json" ] || asked=(-r)
-    python run.py -c "$run" "${asked[@]}" 2>&1 | (trap "" INT && sed -u "s/^/$1: /")
+    python run.py -c "$run" "${asked[@]}" 2>&1 | (
+        trap "" INT # what is said of a stop is shown as well
+        while IFS= read -r line; do echo "$1: $line"; done
+    )
 }
 export -f train
 
