@@ -66,9 +66,10 @@ def violations(files: dict[Path, str]) -> list[str]:
     ]
 
 
+@cache
 def our_files() -> dict[Path, str]:
-    paths = [path for pattern in ("*.py", "*/**/*.py") for path in ROOT.glob(pattern)]
-    paths = [path for path in paths if path.relative_to(ROOT).parts[0][0] != "."]
+    rooms = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."]
+    paths = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]
     return {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in paths}
 
 
