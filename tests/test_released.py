@@ -309,14 +309,10 @@ def test_a_released_recogniser_is_read_and_gives_its_own_logits(case: Case, tmp_
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-# Whoever's file it is, the way through the programs is one: networks of frames and of volumes, told options and read ones.
-ON_THEIR_WAY = [
-    next(case for case in CASES if case.code_base == name)
-    for name in ("TSM", "Action Recognition Study", "3D-ResNets", "torchvision (images)")
-]
+SMALLEST = [next(case for case in CASES if case.code_base == name) for name in CODE_BASES]
 
 
-@pytest.mark.parametrize("case", ON_THEIR_WAY, ids=str)
+@pytest.mark.parametrize("case", SMALLEST, ids=str)
 def test_a_file_goes_through_test_tuning_and_few_shot_learning(
     case: Case, classes: Path, labelled: Path, dataset: Path, tmp_path: Path, program: Program,
     few_shot: Program, capsys: pytest.CaptureFixture[str],
