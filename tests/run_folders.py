@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils import FINAL, load_checkpoint
 
@@ -28,6 +30,21 @@ def results(folder: Path) -> dict[str, Any]:
 
 def weights(folder: Path, name: str = FINAL) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / name)["model"]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's curves, without times.
+
+    TensorBoard reads a run's files in the order of their names, which within one second is that of the process numbers
+    as text: no order at all where these begin anew. Nobody starts a program twice in a second but a test's forks, whose
+    files are named here in the order of their last writing."""
+    written = sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as in_order:
+        for number, path in enumerate(written):
+            (Path(in_order) / f"tfevents.{number:04d}").symlink_to(path.resolve())
+        board = EventAccumulator(in_order).Reload()
+        found = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return {tag: points for tag, points in found.items() if "seconds" not in tag}
 
 
 def assert_same_answers(folder: Path, other: Path, *, near: float = 1e-4) -> None:

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # 2 epochs of 3 steps of 4 clips. Flags given after these win.
 TINY = shlex.split(
@@ -27,10 +26,3 @@ def supervised_run(labelled: Path, folder: Path, *flags: object) -> list[str]:
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's curves, without times."""
-    board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    found = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-    return {tag: points for tag, points in found.items() if "seconds" not in tag}

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from conftest import tiny_run
 from jobs import IsTime, in_a_fork, learnt, nth, quietly, signalled_when
-from run_folders import live_many_lives
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_folders import curves, live_many_lives
 
 import run
 from engine.feature_store import FeatureStore
@@ -36,11 +35,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     """All that must not depend on whether the run was stopped."""
     results = json.loads((folder / "results.json").read_text())
     del results["versions"]  # names the commit of this moment
-    board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    curves = {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     return {
         "results.json": results,
-        "curves": {tag: points for tag, points in curves.items() if "seconds" not in tag},
+        "curves": curves(folder),
         **{name: (folder / name).read_bytes() for name in ("log.csv", "predictions.csv")},
         **{name: learnt(folder / name) for name in (LATEST, BEST, FINAL)},
     }
@@ -74,7 +71,6 @@ MOMENTS = [
 
 
 def go_on(folder: Path, num_workers: int = 0) -> int:
-    # In a fork, so that TensorBoard's file has a later name than the killed process's, also within the same second.
     return in_a_fork(lambda: quietly(["-c", folder, "-r", "--num_workers", num_workers]))
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from conftest import CLASSES, Program, first_videos, textured_frames, tiny_run, write_split
 from PIL import Image
-from run_folders import assert_same_answers, results, rows, weights
+from run_folders import assert_same_answers, curves, results, rows, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from video_clips import in_a_process
 
@@ -749,19 +749,15 @@ def test_a_bad_frame_is_named_and_the_run_goes_on_once_it_is_mended(
 
 
 def test_a_test_adds_to_the_curves_of_its_run(own_run: Path, program: Program) -> None:
-    def points() -> dict[str, list[tuple[int, float]]]:
-        board = EventAccumulator(str(own_run / "tensorboard")).Reload()
-        return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-
-    before = points()
+    before = curves(own_run)
     assert len(before["train/loss"]) == 2
     program("-c", own_run, "--test_only", "--shot_test", 3, "--num_workers", 0)
-    after = points()
+    after = curves(own_run)
     assert {tag: after[tag][: len(values)] for tag, values in before.items()} == before
     assert after.keys() - before.keys() == {f"test/{name}, 2-way 3-shot, 3 tasks" for name in ("accuracy", "ci95")}
     program("-c", own_run, "--test_only", "--num_workers", 0)
     again = "test/accuracy, 2-way 1-shot, 3 tasks"
-    assert points()[again] == before[again] * 2
+    assert curves(own_run)[again] == before[again] * 2
 
 
 def test_a_run_is_not_started_over(own_run: Path, dataset: Path, program: Program) -> None:

@@ -21,8 +21,8 @@ import pytest
 import torch
 from conftest import CLASSES, LABELLED_VIDEOS, LABELS, Program, tiny_run, write_video
 from PIL import Image
-from run_folders import results, rows, weights
-from supervised_runs import curves, listed_run, same_weights, supervised_run
+from run_folders import curves, results, rows, weights
+from supervised_runs import listed_run, same_weights, supervised_run
 from torch import Tensor, nn
 
 import run

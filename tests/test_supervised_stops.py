@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from jobs import ROOT, as_one_job, finish, free_port, in_a_fork, learnt, nth, quietly, signalled_when
-from run_folders import live_many_lives, results, rows
-from supervised_runs import curves, supervised_run
+from run_folders import curves, live_many_lives, results, rows
+from supervised_runs import supervised_run
 
 import run_supervised
 from engine.command_line import TERMINATED
@@ -76,7 +76,6 @@ def stopped_when(is_time: Any, argv: list[Any], number: int = signal.SIGKILL) ->
 
 
 def go_on(folder: Path, *flags: Any) -> int:
-    # In a fork, so that TensorBoard's file has a later name than the killed process's, also within the same second.
     return in_a_fork(lambda: quietly(["-c", folder, "-r", "--num_workers", 0, *flags], run_supervised.main))
 
 
