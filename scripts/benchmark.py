@@ -431,7 +431,7 @@ class Table:
 
 TABLES = {
     "memory": Table(
-        "one training task of TRX on ResNet-50, 5-way 5-shot, 25 queries, 8 frames of 224 px",
+        "one training task, 5-way 5-shot, 25 queries, 8 frames of 224 px",
         step_memory.HEADER,
         functools.partial(step_memory.memory_rows, peak_bytes),
         (0, 2),

@@ -7,12 +7,16 @@ half a GiB of context, and the convolutions' workspace.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from engine.devices import autocast, default_device, use_channels_last
 from engine.settings import build_parser
@@ -37,7 +41,12 @@ SETTINGS = {
         "--precision fp32",
         "--precision bf16",
         "--precision bf16 --checkpoint_activations",
-        "--precision bf16 --checkpoint_activations --frames_per_call 80",
+        "--precision bf16 --checkpoint_activations --frames_per_call 16",
+        "--precision bf16 --train_layers last:2",
+        "--precision bf16 --train_layers last:2 --checkpoint_activations",
+        "--precision bf16 --lora 16",
+        "--precision bf16 --lora 16 --checkpoint_activations",
+        "--precision bf16 --lora 16 --checkpoint_activations --frames_per_call 16",
     ),
 }
 HEADER: Row = ["network", "setting", "peak", "how", "fits on"]
@@ -73,20 +82,46 @@ def measured_peak(flags: str, clips: int, size: int) -> float:
     return float(torch.cuda.max_memory_allocated())
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of all tensors that are made under it, while they live. peak: the most bytes at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self.count(leaf)
+        return made
+
+    def count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()  # which views share
+        if storage not in self.known:
+            self.known[storage] = True
+            self.change(storage.nbytes())
+            weakref.finalize(storage, self.change, -storage.nbytes())
+
+    def change(self, number: int) -> None:
+        self.now += number
+        self.peak = max(self.peak, self.now)
+
+
 def computed_peak(flags: str, clips: int, size: int, head_bytes: Callable[[CNN_FSHead, Tensor], float]) -> float:
     """Bytes of the step's tensors: the backbone's largest sum, and the head's on top as `head_bytes` finds it."""
     head = build(flags)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        tracker = MemTracker()
-        tracker.track_external(head.backbone)
-        with tracker:
-            frames = torch.zeros(clips, head.args.seq_len, 3, size, size)
-            with autocast(frames.device, head.args.precision):
-                features = head.encode(frames)
-            features.float().sum().backward()
-        (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    with FakeTensorMode(allow_non_fake_inputs=True) as no_content, LiveBytes() as live:
+        weights = [no_content.from_tensor(t) for t in (*head.backbone.parameters(), *head.backbone.buffers())]
+        for tensor in weights:
+            live.count(tensor)
+        frames = torch.zeros(clips, head.args.seq_len, 3, size, size)
+        with autocast(frames.device, head.args.precision):
+            features = head.encode(frames)
+        features.float().sum().backward()
         shape = tuple(features.shape)
-    return float(snapshot["Total"]) + head_bytes(head, torch.randn(shape).relu())
+    return live.peak + head_bytes(head, torch.randn(shape).relu())
 
 
 def memory_rows(peak_bytes: Callable[[Callable[[], object]], float], *, quick: bool) -> Iterator[Row]:
