@@ -344,7 +344,7 @@ class VideoFile:
                         raise BadVideo("the file is empty")
             # With the protocol spelled out, a ':' in a file's name is just a letter. Titles may be in any encoding.
             file = f"file:{self.path}" if self._data is None else io.BytesIO(self._data)
-            with av.open(file, metadata_errors="ignore") as container:
+            with av.open(file, "r", metadata_errors="ignore") as container:
                 stream = best_video_stream(container)
                 stream.codec_context.thread_count = 1  # data loader workers are the threads
                 yield container, stream

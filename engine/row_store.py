@@ -58,8 +58,8 @@ class RowStore:
             raise UserError(
                 f"could not keep what is computed in {parent}: {error.strerror}; give another folder"
             ) from error
-        self._marks = np.zeros(self.shape[0], dtype=MARK)
-        self.known = np.zeros(self.shape[0], dtype=np.uint8)
+        self._marks: np.ndarray = np.zeros(self.shape[0], dtype=MARK)
+        self.known: np.ndarray = np.zeros(self.shape[0], dtype=np.uint8)
         self._checked = np.zeros(self.shape[0], dtype=bool)
         self._damaged: set[int] = set()  # rows that were found so, once
         self.refresh()

@@ -154,7 +154,7 @@ def draw_matrices(panel: SubFigure, episode: Episode, query: int) -> None:
             draw_path(axes, shown["reverse_path"][k, j], ":")
         else:
             mark_cells(axes, shown["cells"][k, j])
-    panel.colorbar(image, ax=list(grid[:, -1]), fraction=0.08, label="cosine").outline.set_visible(False)
+    panel.colorbar(image, ax=list(grid[:, -1]), fraction=0.08, label="cosine").ax.spines["outline"].set_visible(False)
 
 
 def matrices_heading(query: int, of_steps: bool, lines: bool, dots: bool) -> str:
@@ -587,7 +587,7 @@ def blues() -> Colormap:
 def draw_scale(panel: SubFigure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
     """The colours of shares, in percent, beside axes that stand under each other."""
     scale = panel.colorbar(image, ax=axes, fraction=0.04, label=label, format=percent)
-    scale.outline.set_visible(False)
+    scale.ax.spines["outline"].set_visible(False)
 
 
 def percent(share: float, _: object = None) -> str:

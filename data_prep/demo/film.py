@@ -90,7 +90,7 @@ class Film:
         self.x = axis[None, None, :] + shake[0]  # (T, 1, W)
         self.y = axis[None, :, None] + shake[1]  # (T, H, 1)
         self.place = self.draw_place()
-        self.shown = np.ones(num_frames, np.float32)  # opacity of what is painted, per frame
+        self.shown: np.ndarray = np.ones(num_frames, np.float32)  # opacity of what is painted, per frame
         self.order = np.arange(num_frames)
 
     def uniform(self, low: float, high: float) -> float:
