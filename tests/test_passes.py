@@ -132,6 +132,7 @@ def test_several_episodes_in_one_call_answer_as_one_after_the_other():
     torch.testing.assert_close(both, torch.stack(single))
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiled_it_answers_the_same_under_the_same_names(monkeypatch):
     compiled = []
 

@@ -184,5 +184,5 @@ def test_what_goes_wrong_in_a_reader_is_told_with_its_trace() -> None:
 
     with pytest.raises(RuntimeError, match=r"a process that reads ahead failed(.|\n)*KeyError: 1"):
         list(read_ahead(read, range(2), 1))
-    with pytest.raises(RuntimeError, match=r"a process that reads ahead failed(.|\n)*pickle"):
+    with pytest.raises(RuntimeError, match=r"a process that reads ahead failed(.|\n)*Pickler"):
         list(read_ahead(read, range(2, 4), 1))
