@@ -119,7 +119,7 @@ def shares(step: TrainingStep) -> dict[str, float]:
 
 
 def floor_rows(*, quick: bool) -> Iterator[Row]:
-    """On a CPU the smallest network also compiled, and of 5 shots: those of the others take 24 GB and more."""
+    """On a CPU, ResNet-18 also compiled, and nothing else with 5 shots, for which the others take 24 GB and more."""
     precision = own_precision(default_device())
     if quick:
         yield floor_row("conv4", 32, 1, precision, 1)

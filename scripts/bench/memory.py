@@ -113,6 +113,7 @@ def computed_peak(flags: str, clips: int, size: int, head_bytes: Callable[[CNN_F
     """Bytes of the step's tensors: the backbone's largest sum, and the head's on top as `head_bytes` finds it."""
     head = build(flags)
     with FakeTensorMode(allow_non_fake_inputs=True) as no_content, LiveBytes() as live:
+        # Held in a list: one that nobody holds would be counted off again.
         weights = [no_content.from_tensor(t) for t in (*head.backbone.parameters(), *head.backbone.buffers())]
         for tensor in weights:
             live.count(tensor)
